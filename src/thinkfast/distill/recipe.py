@@ -1,0 +1,113 @@
+"""What a run of training or distillation does, as one frozen object read from ``recipes/*.yaml``.
+
+Usage: ``recipe = load_config(Recipe, "recipes/tiny-hybrid.yaml", ["stages.0.tokens=1e6"])``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+StageName = Literal["pretrain", "orient", "align", "imitate", "sft"]
+LossName = Literal["forward", "reverse", "jsd", "ce"]
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """Training text: a problem set, how many of its examples, and of which difficulties (procedural sets only).
+
+    ``bucket`` sorts examples by length within windows of that many, which saves padding in the sequence mixers and
+    costs gradient noise, because a batch then holds one difficulty.
+    """
+
+    problems: str = "tiny_train"
+    held_out: str = "tiny_val"
+    pool: int = 20_000
+    difficulties: tuple[int, ...] = ()
+    bucket: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StageConfig:
+    """One stage: its tokens, its optimiser and its gate.
+
+    ``gate`` is the figure the stage must reach on held-out problems: for orient and align a relative error not to
+    exceed, for imitate a next-token agreement with the teacher to reach, for sft and pretrain a greedy accuracy on
+    generated answers to reach (for sft as a share of the teacher's). None lets the stage pass whatever it measures.
+    ``train`` is ``mixers`` (only what replaced attention) or ``all``.
+    """
+
+    name: StageName
+    tokens: float
+    lr: float
+    batch_tokens: int = 8192
+    loss: LossName = "forward"
+    train: Literal["mixers", "all"] = "all"
+    gate: float | None = None
+    weight_decay: float = 0.0
+    warmup: float = 0.1
+    decay: float = 0.5
+    clip: float = 1.0
+
+    def validate(self) -> None:
+        """Refuse figures out of range."""
+        if self.tokens < self.batch_tokens or self.batch_tokens < 1:
+            raise ValueError(
+                f"tokens ({self.tokens}) must be at least batch_tokens ({self.batch_tokens}), both positive"
+            )
+        if not 0 < self.lr < 1:
+            raise ValueError(f"lr is {self.lr}, it must lie between 0 and 1")
+        if not (0 <= self.warmup and 0 <= self.decay and self.warmup + self.decay <= 1):
+            raise ValueError("warmup and decay are shares of the steps: at least 0, together at most 1")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return max(1, round(self.tokens / self.batch_tokens))
+
+    def lr_at(self, step: int) -> float:
+        """Warm-up, stable, linear decay to 5 % (WSD, arXiv 2404.06395)."""
+        done, total = step + 1, self.steps
+        warm = max(1, round(self.warmup * total))
+        if done <= warm:
+            return self.lr * done / warm
+        left, tail = total - step, max(1, round(self.decay * total))
+        return self.lr * max(0.05, min(1.0, left / tail))
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherConfig:
+    """Sizes of a teacher that is trained from nothing."""
+
+    d_model: int = 192
+    layers: int = 4
+    heads: int = 6
+    kv_heads: int = 6
+    d_ff: int = 512
+    rope_theta: float = 10000.0
+    max_positions: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A whole run. ``keep`` lists the layers that stay attention: none gives the pure student."""
+
+    name: str
+    stages: tuple[StageConfig, ...]
+    teacher: str = "tiny"
+    keep: tuple[int, ...] = ()
+    d_state: int | None = None
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    new_teacher: TeacherConfig | None = None
+    eval_problems: int = 48
+    save_every: float = 10.0
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    student_dtype: Literal["fp32", "bf16"] = "fp32"
+
+    def validate(self) -> None:
+        """Refuse a run without stages, or a student that is first aligned and then has nothing to align to."""
+        if not self.stages:
+            raise ValueError("a recipe needs at least one stage")
+        if self.new_teacher is None and any(s.name == "pretrain" for s in self.stages):
+            raise ValueError("the pretrain stage makes a new teacher: give new_teacher its sizes")

@@ -1,0 +1,239 @@
+"""Run a recipe from its teacher, or from nothing, to a stock checkpoint; every step of it survives a kill.
+
+A run's folder holds ``recipe.yaml`` (its claim on the folder), ``pool.npz`` and ``held_out.npz`` (the training text),
+``stages/<i>-<name>/`` with losses, checkpoint and ``gate.json``, and at the end ``model/`` (the stock checkpoint) and
+``results.json``. Run again, it goes on where it stopped; finished, it returns at once.
+
+Usage: ``result = run_recipe(load_config(Recipe, "recipes/tiny-pure.yaml"), Path("runs/pure"))``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thinkfast.config import to_yaml
+from thinkfast.data.corpus import Corpus
+from thinkfast.data.pool import Pool
+from thinkfast.data.problems import load_problems
+from thinkfast.distill.gates import GateResult, check_gate, generated_accuracy, held_out_figure
+from thinkfast.distill.recipe import Recipe, StageConfig
+from thinkfast.distill.stages import Stage, make_stage
+from thinkfast.distill.trainer import OnStep, train_stage
+from thinkfast.errors import OutputError
+from thinkfast.files import atomic_dir, atomic_path, atomic_write, require_output_dir
+from thinkfast.models.checkpoint import save_checkpoint
+from thinkfast.models.decoder import Decoder, init_weights
+from thinkfast.models.loading import ASSETS, Loaded, load_model
+from thinkfast.models.ragged import Ragged
+from thinkfast.models.spec import ModelSpec
+from thinkfast.models.transfer import input_moments, plan_transfer, transfer
+from thinkfast.provenance import provenance
+
+MARKER = "recipe.yaml"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+HELD_OUT_EXAMPLES = 128
+CALIBRATION_BATCHES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run leaves: the checkpoint folder, and one gate result a stage."""
+
+    name: str
+    model_dir: Path
+    gates: tuple[GateResult, ...]
+    seconds: float
+
+
+OnGate = Callable[[GateResult], None]
+
+
+def run_recipe(
+    recipe: Recipe,
+    out: Path,
+    *,
+    device: str = "cpu",
+    on_step: OnStep | None = None,
+    on_gate: OnGate | None = None,
+) -> RunResult:
+    """Train or distill as ``recipe`` says, into ``out``; resumes, and returns at once where it is finished.
+
+    Errors: OutputError for a folder of another recipe, ModelError for an unusable teacher, GateError with the figure
+    where a stage misses its gate.
+    """
+    recipe.validate()
+    text = to_yaml(recipe)
+    if require_output_dir(out, MARKER, text) and (out / MARKER).read_text() != text:
+        raise OutputError(f"{out} belongs to another recipe", remedy="choose another --out, or use that recipe again")
+    if (done := _finished(recipe, out)) is not None:
+        return done
+    return _Run(recipe, out, torch.device(device), on_step, on_gate).go()
+
+
+def _finished(recipe: Recipe, out: Path) -> RunResult | None:
+    path = out / "results.json"
+    if not path.is_file():
+        return None
+    results = json.loads(path.read_text())
+    gates = tuple(GateResult(**row) for row in results["gates"])
+    return RunResult(recipe.name, out / "model", gates, float(results["seconds"]))
+
+
+class _Run:
+    def __init__(
+        self, recipe: Recipe, out: Path, device: torch.device, on_step: OnStep | None, on_gate: OnGate | None
+    ) -> None:
+        self.recipe, self.out, self.device = recipe, out, device
+        self.on_step, self.on_gate = on_step, on_gate
+        self.teacher = None if recipe.new_teacher is not None else load_model(recipe.teacher, device=device)
+        self.tokenizer_dir = ASSETS / "tiny" if self.teacher is None else self.teacher.path
+        self.pool = self._pool("pool.npz", recipe.data.problems, recipe.data.pool)
+        self.held_out = self._pool("held_out.npz", recipe.data.held_out, HELD_OUT_EXAMPLES)
+
+    def _pool(self, name: str, problems: str, count: int) -> Pool:
+        path = self.out / name
+        if path.is_file():
+            return Pool.load(path)
+        if problems.startswith("tiny_"):
+            split, levels = problems.removeprefix("tiny_"), self.recipe.data.difficulties or None
+            pool = Pool.procedural(split, count, tokenizer_dir=self.tokenizer_dir, difficulties=levels)
+        else:
+            from thinkfast.models.tokenizer import Tokenizer
+
+            pairs = [(p.question, p.solution) for p in load_problems(problems, count) if p.solution]
+            pool = Pool.texts(pairs, Tokenizer.from_dir(self.tokenizer_dir))
+        with atomic_path(path) as temp:
+            pool.save(temp)
+        return pool
+
+    def _corpus(self, config: StageConfig, stage: int) -> Corpus:
+        data = self.recipe.data
+        seed = self.recipe.seed * 100 + stage
+        return Corpus(self.pool, tokens_per_batch=config.batch_tokens, seed=seed, bucket=data.bucket)
+
+    def _student(self) -> Decoder:
+        recipe = self.recipe
+        if (sizes := recipe.new_teacher) is not None:
+            from thinkfast.models.tokenizer import Tokenizer
+
+            spec = ModelSpec(
+                vocab_size=Tokenizer.from_dir(self.tokenizer_dir).vocab_size,
+                d_model=sizes.d_model,
+                n_heads=sizes.heads,
+                n_kv_heads=sizes.kv_heads,
+                head_dim=sizes.d_model // sizes.heads,
+                d_ff=sizes.d_ff,
+                layer_types=("attention",) * sizes.layers,
+                rope_theta=sizes.rope_theta,
+                max_positions=sizes.max_positions,
+            )
+            model = Decoder(spec)
+            init_weights(model, recipe.seed)
+            return model.to(self.device)
+        assert self.teacher is not None  # noqa: S101 - the constructor loads it where there are no new sizes
+        teacher = self.teacher.model
+        plan = plan_transfer(teacher.spec, teacher.spec.as_student(recipe.keep, recipe.d_state))
+        corpus = self._corpus(recipe.stages[0], 0)
+        count = min(CALIBRATION_BATCHES, corpus.batches_per_epoch)
+        batches = [corpus.batch(i).to(self.device) for i in range(count)]
+        moments = input_moments(teacher, [(b.tokens, Ragged(b.lens)) for b in batches])
+        return transfer(teacher, plan, moments, recipe.seed)
+
+    def go(self) -> RunResult:
+        started = time.monotonic()
+        student = self._student()
+        gates: list[GateResult] = []
+        spent = 0.0
+        previous: Path | None = None
+        for i, config in enumerate(self.recipe.stages):
+            folder = self.out / "stages" / f"{i}-{config.name}"
+            folder.mkdir(parents=True, exist_ok=True)
+            gate_path, weights = folder / "gate.json", folder / "weights.pt"
+            if gate_path.is_file():
+                row = json.loads(gate_path.read_text())
+                spent += float(row.pop("seconds"))
+                gates.append(GateResult(**row))
+                previous = weights
+                continue
+            if previous is not None:
+                student.load_state_dict(torch.load(previous, map_location=self.device, weights_only=True))
+                previous = None
+            began = time.monotonic()
+            stage = make_stage(config, student, None if self.teacher is None else self.teacher.model)
+            train_stage(
+                stage,
+                student,
+                self._corpus(config, i),
+                folder,
+                save_every=self.recipe.save_every,
+                on_step=self.on_step,
+            )
+            result = self._measure(config, stage, student)
+            if self.on_gate is not None:
+                self.on_gate(result)
+            check_gate(config, result)
+            with atomic_path(weights) as temp:
+                torch.save(student.state_dict(), temp)
+            seconds = time.monotonic() - began
+            atomic_write(gate_path, json.dumps({**asdict(result), "seconds": seconds}) + "\n")
+            (folder / f"{config.name}.pt").unlink()
+            gates.append(result)
+            spent += seconds
+        if previous is not None:
+            student.load_state_dict(torch.load(previous, map_location=self.device, weights_only=True))
+        self._finish(student, gates, spent)
+        return RunResult(self.recipe.name, self.out / "model", tuple(gates), time.monotonic() - started)
+
+    def _rounded(self, student: Decoder) -> Loaded:
+        """The student as it will be saved: weights rounded to the checkpoint's dtype, computed in fp32."""
+        model = Decoder(student.spec).to(self.device).requires_grad_(False).eval()
+        dtype = DTYPES[self.recipe.student_dtype]
+        model.load_state_dict({name: t.to(dtype).float() for name, t in student.state_dict().items()})
+        from thinkfast.models.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.from_dir(self.tokenizer_dir) if self.teacher is None else self.teacher.tokenizer
+        return Loaded(self.recipe.name, self.out, student.spec, model, tokenizer, "")
+
+    def _measure(self, config: StageConfig, stage: Stage, student: Decoder) -> GateResult:
+        if config.name not in ("sft", "pretrain"):
+            held_out = Corpus(self.held_out, tokens_per_batch=config.batch_tokens, seed=0)
+            value = held_out_figure(stage, held_out, self.device)
+            return GateResult(config.name, stage.figure, value, config.gate, stage.higher_is_better)
+        problems = load_problems(self.recipe.data.held_out, self.recipe.eval_problems)
+        value = generated_accuracy(self._rounded(student), problems)
+        figure = stage.figure
+        if self.teacher is not None:
+            # A student's accuracy means little by itself: the gate is its share of the teacher's.
+            value /= max(generated_accuracy(self.teacher, problems), 1 / len(problems))
+            figure = "greedy accuracy, share of the teacher's"
+        return GateResult(config.name, figure, value, config.gate, stage.higher_is_better)
+
+    def _finish(self, student: Decoder, gates: list[GateResult], seconds: float) -> None:
+        rounded = self._rounded(student)
+        with atomic_dir(self.out / "model") as folder:
+            save_checkpoint(rounded.model, self.tokenizer_dir, folder, DTYPES[self.recipe.student_dtype])
+        results: dict[str, Any] = {
+            "name": self.recipe.name,
+            "teacher": None if self.teacher is None else {"name": self.teacher.name, "sha256": self.teacher.sha},
+            "parameters": student.spec.n_params,
+            "gates": [asdict(g) for g in gates],
+            "seconds": seconds,
+            "losses": {
+                f"{i}-{config.name}": [
+                    json.loads(line)
+                    for line in (self.out / "stages" / f"{i}-{config.name}" / f"{config.name}.losses.jsonl")
+                    .read_text()
+                    .splitlines()
+                ]
+                for i, config in enumerate(self.recipe.stages)
+            },
+            "provenance": provenance(self.recipe.seed),
+        }
+        atomic_write(self.out / "results.json", json.dumps(results) + "\n")

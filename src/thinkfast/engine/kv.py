@@ -1,0 +1,162 @@
+"""Paged KV of all attention layers: prompts stored once, rows that grow by a token a step, exact release.
+
+One pool serves both kinds of page: rows' own full pages are dense from its front, prompts' pages from its back. The
+newest tokens of a row live in its tail, one page at the row's own index, and move to the pool when it is full.
+
+Legend: A attention layers, T prompt tokens, n prompts, K key-value heads, P head dim, W tokens a page.
+
+Usage: ``kv.store(ids, lens, states); kv.fork(prompts, first_row); kv.begin_step(rows)``; see engine.cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thinkfast.engine.attend import LayerAttention, Plan, Shape, StepState, Workspace, make_plan
+from thinkfast.engine.pages import Ints, Moves, PageTable
+from thinkfast.errors import CapacityError
+from thinkfast.models.attention import KVState
+
+
+class PagedKV:
+    """Storage and bookkeeping; ``layers`` are the views that the decoder's step attends through."""
+
+    def __init__(self, shape: Shape, n_layers: int, max_rows: int, max_prompts: int, max_len: int, pages: int) -> None:
+        self.shape, self.pages = shape, pages
+        per_owner = -(-max_len // shape.page) + 1
+        self.own = PageTable(max_rows, per_owner, pages)
+        self.shared = PageTable(max_prompts, per_owner, pages)
+        self.prompt_of = np.full(max_rows, -1, dtype=np.int64)
+        self.prompt_len = np.zeros(max_prompts, dtype=np.int64)
+        self._filled = np.zeros(pages, dtype=np.int64)
+        self._tail_len = np.zeros(max_rows, dtype=np.int64)
+        self._dirty = True
+        kv, p, w = shape.kv_heads, shape.head_dim, shape.page
+        # Not zeroed: the system backs a page with memory when it is first written, so an unused pool costs nothing.
+        self.k = torch.empty(n_layers, pages, kv, p, w, dtype=shape.dtype, device=shape.device)
+        self.v = torch.empty(n_layers, pages, kv, w, p, dtype=shape.dtype, device=shape.device)
+        self.tail_k = torch.empty(n_layers, max_rows, kv, w, p, dtype=shape.dtype, device=shape.device)
+        self.tail_v = torch.empty(n_layers, max_rows, kv, w, p, dtype=shape.dtype, device=shape.device)
+        self._bias = torch.full((max_rows, w), float("-inf"), dtype=shape.dtype, device=shape.device)
+        self.step = StepState(self._plan(0), Workspace(shape), torch.empty(0), torch.empty(0))
+        pools = zip(self.k, self.v, self.tail_k, self.tail_v, strict=True)
+        self.layers = [LayerAttention(k, v, tk, tv, self.step) for k, v, tk, tv in pools]
+
+    @property
+    def pages_used(self) -> int:
+        """Pages that belong to a row or a prompt, tails not counted."""
+        return self.own.used + self.shared.used
+
+    def _plan(self, rows: int) -> Plan:
+        return make_plan(self.shape, rows, self.own, self.shared, self.prompt_of[:rows], self._filled)
+
+    def _append(self, table: PageTable, owners: Ints) -> Ints:
+        if self.pages_used + len(owners) > self.pages:
+            raise CapacityError(
+                f"the KV cache has {self.pages} pages and needs {self.pages_used + len(owners)}",
+                remedy="lower max_batch or max_len, or give the engine more memory",
+            )
+        self._dirty = True
+        return table.append(owners)
+
+    def _physical(self, shared_pages: Ints) -> Tensor:
+        """Pool index of prompt pages, which lie from the back."""
+        return self._index(self.pages - 1 - shared_pages)
+
+    def _index(self, values: Ints) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.shape.device)
+
+    def store(self, ids: Ints, lens: Ints, states: Sequence[KVState]) -> None:
+        """Keep the KV of ``ids`` [n] prompts of ``lens`` [n] tokens; ``states`` has one [T, K, P] pair a layer."""
+        w = self.shape.page
+        counts = -(-lens // w)
+        new = self._append(self.shared, np.repeat(ids, counts))
+        last = new[np.cumsum(counts) - 1]
+        self._filled[new] = w
+        self._filled[last] = (lens - 1) % w + 1
+        self.prompt_len[ids] = lens
+        # What lies behind a prompt's end is masked, but 0 * NaN is NaN: it has to be finite.
+        ends = self._physical(last)
+        self.k[:, ends], self.v[:, ends] = 0, 0
+        position = np.arange(lens.sum()) - np.repeat(np.cumsum(lens) - lens, lens)
+        first_page = np.cumsum(counts) - counts
+        page = self._physical(new[np.repeat(first_page, lens) + position // w])
+        offset = self._index(position % w)
+        for k, v, state in zip(self.k, self.v, states, strict=True):
+            k[page, :, :, offset] = state.k
+            v[page, :, offset] = state.v
+
+    def fork(self, prompts: Ints, first_row: int) -> None:
+        """New rows first_row, first_row + 1, ... share ``prompts``; their own context is empty."""
+        rows = slice(first_row, first_row + len(prompts))
+        self.prompt_of[rows], self._tail_len[rows] = prompts, 0
+        self.tail_k[:, rows], self.tail_v[:, rows], self._bias[rows] = 0, 0, float("-inf")
+        self._dirty = True
+
+    def adopt(self, rows: Ints) -> None:
+        """Make the prompts of ``rows`` (ascending, just forked, the only ones) the rows' own and free the shared pages:
+        a prompt with one reader is read fastest as part of its row.
+        """
+        w, prompts = self.shape.page, self.prompt_of[rows]
+        lens = self.prompt_len[prompts]
+        full, rest = lens // w, lens % w
+        source = np.concatenate([self.shared.pages(int(p))[:n] for p, n in zip(prompts, full, strict=True)])
+        into, out_of = self._index(self._append(self.own, np.repeat(rows, full))), self._physical(source)
+        self.k[:, into], self.v[:, into] = self.k[:, out_of], self.v[:, out_of]
+        part = np.flatnonzero(rest)
+        ends = self._physical(self.shared.table[prompts[part], full[part]])
+        tails = self._index(rows[part])
+        self.tail_k[:, tails], self.tail_v[:, tails] = self.k[:, ends].transpose(-1, -2), self.v[:, ends]
+        self._tail_len[rows] = rest
+        filled = np.arange(w) < rest[:, None]
+        self._bias[self._index(rows)] = torch.from_numpy(np.where(filled, 0, -np.inf)).to(self._bias)
+        self.prompt_of[rows] = -1
+        self.release_prompts(prompts)
+
+    def release_prompts(self, ids: Ints) -> None:
+        """Free the pages of ``ids`` (distinct), which no row shares any more."""
+        moves = self.shared.release(ids)
+        self._filled[moves.dst] = self._filled[moves.src]
+        self._copy_pages(self._physical(moves.src), self._physical(moves.dst))
+
+    def release_rows(self, rows: Ints, moves: Moves) -> None:
+        """Free what ``rows`` own; then each row moves.src[i] becomes row moves.dst[i]."""
+        pages = self.own.release(rows)
+        self._copy_pages(self._index(pages.src), self._index(pages.dst))
+        self.own.move_owners(moves)
+        self.prompt_of[moves.dst], self._tail_len[moves.dst] = self.prompt_of[moves.src], self._tail_len[moves.src]
+        self._dirty = True
+        if len(moves):
+            src, dst = self._index(moves.src), self._index(moves.dst)
+            self.tail_k[:, dst], self.tail_v[:, dst] = self.tail_k[:, src], self.tail_v[:, src]
+            self._bias[dst] = self._bias[src]
+
+    def _copy_pages(self, src: Tensor, dst: Tensor) -> None:
+        self._dirty = True
+        if src.numel():
+            self.k[:, dst], self.v[:, dst] = self.k[:, src], self.v[:, src]
+
+    def begin_step(self, rows: int) -> None:
+        """Make room for one token in each of ``rows`` rows and point the layers at it."""
+        full = np.flatnonzero(self._tail_len[:rows] == self.shape.page)
+        if len(full):
+            pages, tails = self._index(self._append(self.own, full)), self._index(full)
+            self.k[:, pages], self.v[:, pages] = self.tail_k[:, tails].transpose(-1, -2), self.tail_v[:, tails]
+            self._tail_len[full] = 0
+            self._bias[tails] = float("-inf")
+        step = self.step
+        if self._dirty:
+            step.plan = self._plan(rows)
+            step.work.fit(step.plan)
+            step.tail_bias = self._bias[:rows, None, None, :]
+            self._dirty = False
+        place = np.arange(rows) * self.shape.page + self._tail_len[:rows]
+        self._bias.view(-1).index_fill_(0, self._index(place), 0.0)
+        head = np.arange(self.shape.kv_heads) * self.shape.page
+        row = np.arange(rows)[:, None] * (self.shape.kv_heads * self.shape.page)
+        step.append = self._index((row + head + self._tail_len[:rows, None]).reshape(-1))
+        self._tail_len[:rows] += 1

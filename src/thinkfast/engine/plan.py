@@ -1,0 +1,105 @@
+"""The memory plan: what the engine will hold, derived from the model's sizes before anything is allocated.
+
+Usage: ``print(make_plan(spec, n_params, max_batch=64, max_len=1024, itemsize=4, available=None))``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from thinkfast.engine.cache import PAGE
+from thinkfast.errors import CapacityError, InputError
+from thinkfast.models.spec import ModelSpec
+
+# Prompts prefilled in one pass hold shared pages for a moment even when they then become a row's own.
+PREFILL_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Sizes the engine runs within; bytes are upper bounds, KV memory is only touched as it fills."""
+
+    max_batch: int
+    max_len: int
+    pages: int
+    weight_bytes: int
+    kv_bytes: int
+    state_bytes: int
+    work_bytes: int
+    available_bytes: int | None
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.weight_bytes + self.kv_bytes + self.state_bytes + self.work_bytes
+
+    def __str__(self) -> str:
+        parts = (
+            ("weights", self.weight_bytes),
+            (f"KV, {self.pages} pages of {PAGE} tokens", self.kv_bytes),
+            ("SSM states", self.state_bytes),
+            ("workspace", self.work_bytes),
+            ("total", self.total_bytes),
+            ("available", self.available_bytes),
+        )
+        head = f"{self.max_batch} rows of up to {self.max_len} tokens"
+        return "\n".join([head, *(f"  {name:<32}{_mib(size):>12}" for name, size in parts)])
+
+
+def _mib(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 2**20:,.1f} MiB"
+
+
+def make_plan(spec: ModelSpec, max_batch: int, max_len: int | None, itemsize: int, available: int | None) -> MemoryPlan:
+    """The plan for ``max_batch`` rows of ``max_len`` tokens (None: the model's own limit).
+
+    Errors: InputError where a size is out of range; CapacityError, with the largest batch that fits, where the plan
+    needs more than ``available`` bytes.
+    """
+    if max_batch <= 0:
+        raise InputError(f"max_batch is {max_batch}", remedy="pass max_batch=1 or more")
+    length = spec.max_positions if max_len is None else max_len
+    if length < 2:
+        raise InputError(f"max_len is {length}", remedy="pass at least 2: a prompt token and a new one")
+    if spec.n_attention and length > spec.max_positions:
+        raise InputError(
+            f"max_len is {length}, and the model was made for {spec.max_positions} positions",
+            remedy=f"pass max_len={spec.max_positions} or less",
+        )
+    plan = _plan(spec, max_batch, length, itemsize, available)
+    if available is not None and plan.total_bytes > available:
+        fits = max_batch
+        while fits and _plan(spec, fits, length, itemsize, available).total_bytes > available:
+            fits -= max(1, fits // 16)
+        remedy = f"pass max_batch={fits} or a smaller max_len" if fits else "pass a smaller max_len, or free memory"
+        raise CapacityError(f"the engine does not fit in memory: {plan}", remedy=remedy)
+    return plan
+
+
+def _plan(spec: ModelSpec, rows: int, length: int, itemsize: int, available: int | None) -> MemoryPlan:
+    pages = rows * -(-length // PAGE) + PREFILL_TOKENS // PAGE + -(-length // PAGE) + rows if spec.n_attention else 0
+    tails = rows * PAGE
+    kv = (pages * PAGE + tails) * spec.kv_bytes_per_token(itemsize)
+    # A unit's scores and partial result for every page and head, prefill activations, logits and history.
+    units = (pages + rows) * spec.n_heads * (PAGE + spec.head_dim) * itemsize if spec.n_attention else 0
+    wide = max(2 * spec.d_ff, spec.in_proj_rows if spec.is_student else 0, 4 * spec.d_model)
+    work = units + PREFILL_TOKENS * wide * 4 * itemsize + rows * (spec.vocab_size * 4 * 4 + length * 12)
+    # Twice: a prompt's state waits beside the rows that are forked from it.
+    state = 2 * rows * spec.state_bytes(itemsize)
+    return MemoryPlan(rows, length, pages, spec.n_params * itemsize, kv, state, work, available)
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had on ``device``; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None

@@ -1,0 +1,128 @@
+"""Grouped-query attention with rotary positions: full, step and matrix forms.
+
+Legend: T total tokens, B rows, n sequences, L length, H heads, K key-value heads, P head dim, D model width.
+
+Source: Llama's attention (arXiv 2307.09288); rotary embedding in the half-split layout that transformers uses.
+
+Usage: ``Attention(spec)(x, ragged, rope)``; one token at a time: ``Attention(spec).step(x, rope, cache)``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thinkfast.models.ragged import Ragged
+from thinkfast.models.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class KVState:
+    """What attention leaves behind after a prefill: k (rotated) and v, each [T, K, P] in flat layout."""
+
+    k: Tensor
+    v: Tensor
+
+
+class AttentionCache(Protocol):
+    """One attention layer's view of the cache during a decode step."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Append k, v [B, K, P] at each row's end and attend with q [B, H, P] over the row's context: [B, H, P]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Cosines and sines of the tokens at hand, each [T, P / 2]."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Rotate x [T, heads, P] by its positions."""
+        half = x.shape[-1] // 2
+        cos, sin = self.cos[:, None, :], self.sin[:, None, :]
+        a, b = x[..., :half], x[..., half:]
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def rope_frequencies(spec: ModelSpec) -> Tensor:
+    """Inverse wavelengths [P / 2] in fp32, with Llama-3's scaling where the spec has it."""
+    inv = spec.rope_theta ** (-torch.arange(0, spec.head_dim, 2, dtype=torch.float32) / spec.head_dim)
+    if (s := spec.rope_scaling) is None:
+        return inv
+    wavelength = 2 * math.pi / inv
+    smooth = (s.original_max_positions / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+    smooth = smooth.clamp(0, 1)
+    return inv * (smooth + (1 - smooth) / s.factor)
+
+
+def rope_tables(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> Rope:
+    """The rotation of ``positions`` [T]; angles are formed in fp32 whatever ``dtype`` is asked for."""
+    angles = positions.to(torch.float32)[:, None] * frequencies
+    return Rope(angles.cos().to(dtype), angles.sin().to(dtype))
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention; q, k and v come from one fused projection."""
+
+    kind = "attention"
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.head_dim = spec.n_heads, spec.n_kv_heads, spec.head_dim
+        self.scale = spec.head_dim**-0.5
+        self.norm_eps = spec.norm_eps
+        rows = (spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim
+        self.qkv = nn.Linear(spec.d_model, rows, bias=spec.qkv_bias)
+        self.out = nn.Linear(spec.n_heads * spec.head_dim, spec.d_model, bias=False)
+        self.q_norm = nn.Parameter(torch.ones(spec.head_dim)) if spec.qk_norm else None
+        self.k_norm = nn.Parameter(torch.ones(spec.head_dim)) if spec.qk_norm else None
+
+    def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """x [T, D] to rotated q [T, H, P], rotated k [T, K, P] and v [T, K, P]."""
+        heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
+        qk, v = heads.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.split((self.n_heads, self.n_kv_heads), dim=1)
+            shape = (self.head_dim,)
+            qk = torch.cat(
+                (F.rms_norm(q, shape, self.q_norm, self.norm_eps), F.rms_norm(k, shape, self.k_norm, self.norm_eps)), 1
+            )
+        # One rotation serves q and k: half as many small operations in a decode step.
+        q, k = rope.rotate(qk).split((self.n_heads, self.n_kv_heads), dim=1)
+        return q, k, v
+
+    def prefill(self, x: Tensor, ragged: Ragged, rope: Rope) -> tuple[Tensor, KVState]:
+        """Full form: x [T, D] to the mixer's output [T, D] and the KV it leaves behind."""
+        q, k, v = self.project(x, rope)
+        padded = (ragged.pad(t).transpose(1, 2) for t in (q, k, v))
+        gqa = self.n_heads != self.n_kv_heads
+        o = F.scaled_dot_product_attention(*padded, is_causal=True, scale=self.scale, enable_gqa=gqa)
+        o = ragged.unpad(o.transpose(1, 2)).reshape(x.shape[0], -1)
+        return self.out(o), KVState(k, v)
+
+    def forward(self, x: Tensor, ragged: Ragged, rope: Rope) -> Tensor:
+        """Full form: x [T, D] to [T, D]."""
+        return self.prefill(x, ragged, rope)[0]
+
+    def step(self, x: Tensor, rope: Rope, cache: AttentionCache) -> Tensor:
+        """Step form: one token a row, x [B, D] to [B, D]; the cache keeps k and v."""
+        q, k, v = self.project(x, rope)
+        return self.out(cache.attend(q, k, v, self.scale).reshape(x.shape[0], -1))
+
+    def matrix(self, x: Tensor, ragged: Ragged, rope: Rope) -> Tensor:
+        """Matrix form: the softmax weights [n, H, L, L]; rows past a sequence's end are zero."""
+        q, k, _ = self.project(x, rope)
+        q, k = ragged.pad(q).transpose(1, 2), ragged.pad(k).transpose(1, 2)
+        k = k.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)
+        scores = (q @ k.transpose(-1, -2)).float() * self.scale
+        causal = torch.ones(ragged.max_len, ragged.max_len, dtype=torch.bool, device=x.device).tril()
+        weights = scores.masked_fill(~causal, float("-inf")).softmax(-1)
+        return weights * ragged.valid[:, None, :, None]

@@ -1,0 +1,121 @@
+"""Tokenizer: the checkpoint's own tokenizer.json and chat template, without importing transformers.
+
+The `tokenizers` library does the encoding and Jinja2's sandbox renders the chat template exactly as transformers
+does; importing transformers costs seconds that a command-line tool should not spend.
+
+Usage: ``Tokenizer.from_dir("assets/tiny").chat("Tom has 3 apples …")``.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thinkfast.errors import ModelError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+
+class Tokenizer:
+    """Text to token ids and back, and a question to a prompt."""
+
+    def __init__(self, path: Path, chat_template: str | None, config: dict[str, Any], eos_ids: frozenset[int]) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        try:
+            self._backend = Backend.from_file(str(path / "tokenizer.json"))
+        except Exception as error:  # the Rust binding raises a bare Exception whatever is wrong
+            raise ModelError(
+                f"cannot read {path / 'tokenizer.json'}: {error}", remedy="copy tokenizer.json from the original model"
+            ) from error
+        self.path = path
+        self.eos_ids = eos_ids
+        self._chat_template = chat_template
+        self._config = config
+
+    @classmethod
+    def from_dir(cls, path: str | Path) -> Tokenizer:
+        """Read tokenizer.json, tokenizer_config.json and the chat template of a checkpoint folder.
+
+        Errors: ModelError where a file is missing, unreadable, or names a token that the vocabulary lacks.
+        """
+        folder = Path(path)
+        if not (folder / "tokenizer.json").is_file():
+            raise ModelError(f"{folder} has no tokenizer.json", remedy="copy it from the original model")
+        config = _read_json(folder / "tokenizer_config.json")
+        template_file = folder / "chat_template.jinja"
+        template = template_file.read_text() if template_file.is_file() else config.get("chat_template")
+        self = cls(folder, template, config, frozenset())
+        self.eos_ids = frozenset(self._eos(folder, config))
+        return self
+
+    def _eos(self, folder: Path, config: dict[str, Any]) -> list[int]:
+        ids: list[int] = []
+        for name in ("generation_config.json", "config.json"):
+            found = _read_json(folder / name).get("eos_token_id")
+            ids += found if isinstance(found, list) else [] if found is None else [found]
+        if token := _text(config.get("eos_token")):
+            token_id = self._backend.token_to_id(token)
+            if token_id is None:
+                raise ModelError(f"the end token {token!r} is not in {folder}/tokenizer.json", remedy="fix eos_token")
+            ids.append(token_id)
+        return ids
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    def special_ids(self) -> dict[str, int]:
+        """``{"bos_token_id": ..., ...}`` for the special tokens that the tokenizer names, as config.json wants them."""
+        named = ((kind, _text(self._config.get(f"{kind}_token"))) for kind in ("bos", "eos", "pad"))
+        ids = ((kind, self._backend.token_to_id(token)) for kind, token in named if token is not None)
+        return {f"{kind}_token_id": int(token_id) for kind, token_id in ids if token_id is not None}
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``; special tokens written in it are recognised, none are added."""
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """``encode`` for many texts, on all cores."""
+        return [list(e.ids) for e in self._backend.encode_batch(texts, add_special_tokens=False)]
+
+    def decode(self, ids: list[int] | tuple[int, ...]) -> str:
+        """Text of ``ids`` with special tokens left out."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+
+    def chat(self, question: str) -> list[int]:
+        """The prompt for a question: chat template with the generation prompt; plain text where there is none."""
+        if self._template is None:
+            return self.encode(question)
+        tokens = {k: _text(v) or "" for k, v in self._config.items() if k.endswith("_token")}
+        messages = [{"role": "user", "content": question}]
+        return self.encode(self._template.render(messages=messages, add_generation_prompt=True, **tokens))
+
+    @cached_property
+    def _template(self) -> Template | None:
+        if self._chat_template is None:
+            return None
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(self._chat_template)
+
+
+def _text(token: Any) -> str | None:
+    """A special token as text: configs store it bare or as an AddedToken dict."""
+    return str(token["content"]) if isinstance(token, dict) else token if isinstance(token, str) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}", remedy="download the file again") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} holds no JSON object", remedy="download the file again")
+    return found

@@ -1,0 +1,38 @@
+"""What every test shares: fixed seeds, few threads, no network, no display."""
+
+from __future__ import annotations
+
+import os
+import random
+
+# Before torch, matplotlib or a hub client is imported by anybody.
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("COLUMNS", "120")
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+THREADS = min(2, len(os.sched_getaffinity(0)))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", THREADS)))
+
+# derandomize: the same examples on every machine; deadline: a shared CPU is no reason to fail.
+settings.register_profile(
+    "thinkfast",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("thinkfast")
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  (libraries under test may still draw from the old global generator)
+    torch.manual_seed(0)

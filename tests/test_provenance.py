@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import torch
+
+import thinkfast
+from thinkfast import provenance
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+    return subprocess.run(
+        ["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_the_facts_are_there_and_are_json() -> None:
+    facts = provenance.provenance(seed=7)
+    json.dumps(facts, allow_nan=False)
+    assert facts["seed"] == 7
+    machine = provenance.machine()
+    assert isinstance(machine["cores"], int)
+    assert machine["cores"] >= 1
+    assert isinstance(machine["memory_gib"], float)
+    assert machine["memory_gib"] > 0.1
+    assert machine["cpu"]
+    versions = provenance.versions()
+    assert versions["torch"] == torch.__version__
+    assert versions["thinkfast"] == thinkfast.__version__
+
+
+def test_commit_is_that_of_our_checkout_only(tmp_path: Path) -> None:
+    package = tmp_path / "src" / "thinkfast"
+    package.mkdir(parents=True)
+    assert provenance.commit(package) is None  # no repository
+    (package / "__init__.py").write_text("")
+    git(tmp_path, "init", "-q")
+    assert provenance.commit(package) is None  # no commit yet
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "x")
+    head = git(tmp_path, "rev-parse", "HEAD")
+    assert provenance.commit(package) == head
+    (package / "__init__.py").write_text("changed")
+    assert provenance.commit(package) == f"{head}-dirty"
+    elsewhere = tmp_path / ".venv" / "thinkfast"
+    elsewhere.mkdir(parents=True)
+    assert provenance.commit(elsewhere) is None  # installed inside somebody else's repository
