@@ -42,8 +42,8 @@ LEVELS = tuple(SCALES)
 
 # Mixtures of the named splits: a difficulty is drawn uniformly from the tuple, so repeat one to weigh it more.
 TRAIN_DIFFICULTIES = (2, 3, 4, 5, 6, 7, 8)
-VAL_DIFFICULTIES = (4, 5, 6)
-TEST_DIFFICULTIES = (4, 5, 6)
+VAL_DIFFICULTIES = (3, 4, 5)
+TEST_DIFFICULTIES = (3, 4, 5)
 MIXTURES = {"train": TRAIN_DIFFICULTIES, "val": VAL_DIFFICULTIES, "test": TEST_DIFFICULTIES}
 
 

@@ -8,6 +8,7 @@ Usage: ``check_gate(stage, figure)`` raises GateError with the figure where the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,9 @@ class GateResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the figure meets its bound."""
+        """Whether the figure meets its bound; one that is not a number never does."""
+        if math.isnan(self.value):
+            return False
         if self.bound is None:
             return True
         return self.value >= self.bound if self.higher_is_better else self.value <= self.bound
@@ -69,6 +72,7 @@ def check_gate(config: StageConfig, result: GateResult) -> GateResult:
     if not result.passed:
         raise GateError(
             f"stage {config.name} failed its gate: {result}",
-            remedy=f"give stage {config.name} more tokens (now {config.tokens:g}) or another lr (now {config.lr:g})",
+            remedy=f"give stage {config.name} more tokens (now {config.tokens:g}) or another lr (now {config.lr:g}), "
+            "in a new folder",
         )
     return result

@@ -5,6 +5,7 @@ Usage: ``recipe = load_config(Recipe, "recipes/tiny-hybrid.yaml", ["stages.0.tok
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,7 +35,7 @@ class StageConfig:
     ``gate`` is the figure the stage must reach on held-out problems: for orient and align a relative error not to
     exceed, for imitate a next-token agreement with the teacher to reach, for sft and pretrain a greedy accuracy on
     generated answers to reach (for sft as a share of the teacher's). None lets the stage pass whatever it measures.
-    ``train`` is ``mixers`` (only what replaced attention) or ``all``.
+    ``hidden`` weighs the residual-stream term of imitate. ``train`` is ``mixers`` (only what replaced attention) or ``all``.
     """
 
     name: StageName
@@ -48,10 +49,12 @@ class StageConfig:
     warmup: float = 0.1
     decay: float = 0.5
     clip: float = 1.0
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    hidden: float = 0.0
 
     def validate(self) -> None:
         """Refuse figures out of range."""
-        if self.tokens < self.batch_tokens or self.batch_tokens < 1:
+        if not (1 <= self.batch_tokens <= self.tokens < math.inf):
             raise ValueError(
                 f"tokens ({self.tokens}) must be at least batch_tokens ({self.batch_tokens}), both positive"
             )
@@ -59,6 +62,8 @@ class StageConfig:
             raise ValueError(f"lr is {self.lr}, it must lie between 0 and 1")
         if not (0 <= self.warmup and 0 <= self.decay and self.warmup + self.decay <= 1):
             raise ValueError("warmup and decay are shares of the steps: at least 0, together at most 1")
+        if not (0 <= self.weight_decay < math.inf and 0 < self.clip):
+            raise ValueError(f"weight_decay ({self.weight_decay}) must be at least 0, clip ({self.clip}) above 0")
 
     @property
     def steps(self) -> int:
@@ -87,6 +92,14 @@ class TeacherConfig:
     rope_theta: float = 10000.0
     max_positions: int = 4096
 
+    def validate(self) -> None:
+        """Refuse sizes that do not divide."""
+        if self.heads < 1 or self.kv_heads < 1 or self.d_model % (2 * self.heads) or self.heads % self.kv_heads:
+            raise ValueError(
+                f"d_model ({self.d_model}) must be an even multiple of heads ({self.heads}), and heads a multiple of "
+                f"kv_heads ({self.kv_heads})"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -102,12 +115,14 @@ class Recipe:
     new_teacher: TeacherConfig | None = None
     eval_problems: int = 48
     save_every: float = 10.0
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    bf16: bool = False
     student_dtype: Literal["fp32", "bf16"] = "fp32"
 
     def validate(self) -> None:
-        """Refuse a run without stages, or a student that is first aligned and then has nothing to align to."""
+        """Refuse a run without stages, or with a stage that lacks a teacher or makes one it has no sizes for."""
         if not self.stages:
             raise ValueError("a recipe needs at least one stage")
         if self.new_teacher is None and any(s.name == "pretrain" for s in self.stages):
             raise ValueError("the pretrain stage makes a new teacher: give new_teacher its sizes")
+        if self.new_teacher is not None and (bad := [s.name for s in self.stages if s.name not in ("pretrain", "sft")]):
+            raise ValueError(f"a new teacher has nobody to learn from: leave out stage {bad[0]} or new_teacher")

@@ -25,15 +25,15 @@ from thinkfast.data.problems import load_problems
 from thinkfast.distill.gates import GateResult, check_gate, generated_accuracy, held_out_figure
 from thinkfast.distill.recipe import Recipe, StageConfig
 from thinkfast.distill.stages import Stage, make_stage
-from thinkfast.distill.trainer import OnStep, train_stage
-from thinkfast.errors import OutputError
+from thinkfast.distill.trainer import OnStep, save_state, train_stage
+from thinkfast.errors import ConfigError, OutputError
 from thinkfast.files import atomic_dir, atomic_path, atomic_write, require_output_dir
 from thinkfast.models.checkpoint import save_checkpoint
 from thinkfast.models.decoder import Decoder, init_weights
 from thinkfast.models.loading import ASSETS, Loaded, load_model
 from thinkfast.models.ragged import Ragged
 from thinkfast.models.spec import ModelSpec
-from thinkfast.models.transfer import input_moments, plan_transfer, transfer
+from thinkfast.models.transfer import TransferPlan, input_moments, plan_transfer, transfer
 from thinkfast.provenance import provenance
 
 MARKER = "recipe.yaml"
@@ -44,7 +44,7 @@ CALIBRATION_BATCHES = 2
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a run leaves: the checkpoint folder, and one gate result a stage."""
+    """What a run leaves: the checkpoint folder, one gate result a stage, and the seconds its stages took."""
 
     name: str
     model_dir: Path
@@ -65,21 +65,33 @@ def run_recipe(
 ) -> RunResult:
     """Train or distill as ``recipe`` says, into ``out``; resumes, and returns at once where it is finished.
 
-    Errors: OutputError for a folder of another recipe, ModelError for an unusable teacher, GateError with the figure
-    where a stage misses its gate.
+    Errors: ConfigError for a recipe out of range, OutputError for a folder of another recipe, ModelError for an
+    unusable teacher, GateError with the figure where a stage misses its gate.
     """
-    recipe.validate()
+    try:
+        for part in (*recipe.stages, recipe, recipe.new_teacher):
+            if part is not None:
+                part.validate()
+    except ValueError as error:
+        raise ConfigError(str(error), remedy="change the value named above") from error
     text = to_yaml(recipe)
+    if (done := _finished(recipe, text, out)) is not None:
+        return done
+    # The teacher and the plan before the claim: a recipe that cannot run leaves no folder behind.
+    teacher = None if recipe.new_teacher is not None else load_model(recipe.teacher, device=device)
+    plan = None if teacher is None else _plan(recipe, teacher)
     if require_output_dir(out, MARKER, text) and (out / MARKER).read_text() != text:
         raise OutputError(f"{out} belongs to another recipe", remedy="choose another --out, or use that recipe again")
-    if (done := _finished(recipe, out)) is not None:
-        return done
-    return _Run(recipe, out, torch.device(device), on_step, on_gate).go()
+    return _Run(recipe, teacher, plan, out, torch.device(device), on_step, on_gate).go()
 
 
-def _finished(recipe: Recipe, out: Path) -> RunResult | None:
-    path = out / "results.json"
-    if not path.is_file():
+def _plan(recipe: Recipe, teacher: Loaded) -> TransferPlan:
+    return plan_transfer(teacher.spec, teacher.spec.as_student(recipe.keep, recipe.d_state))
+
+
+def _finished(recipe: Recipe, text: str, out: Path) -> RunResult | None:
+    path, marker = out / "results.json", out / MARKER
+    if not (path.is_file() and marker.is_file() and marker.read_text() == text and (out / "model").is_dir()):
         return None
     results = json.loads(path.read_text())
     gates = tuple(GateResult(**row) for row in results["gates"])
@@ -88,11 +100,17 @@ def _finished(recipe: Recipe, out: Path) -> RunResult | None:
 
 class _Run:
     def __init__(
-        self, recipe: Recipe, out: Path, device: torch.device, on_step: OnStep | None, on_gate: OnGate | None
+        self,
+        recipe: Recipe,
+        teacher: Loaded | None,
+        plan: TransferPlan | None,
+        out: Path,
+        device: torch.device,
+        on_step: OnStep | None,
+        on_gate: OnGate | None,
     ) -> None:
-        self.recipe, self.out, self.device = recipe, out, device
+        self.recipe, self.teacher, self.plan, self.out, self.device = recipe, teacher, plan, out, device
         self.on_step, self.on_gate = on_step, on_gate
-        self.teacher = None if recipe.new_teacher is not None else load_model(recipe.teacher, device=device)
         self.tokenizer_dir = ASSETS / "tiny" if self.teacher is None else self.teacher.path
         self.pool = self._pool("pool.npz", recipe.data.problems, recipe.data.pool)
         self.held_out = self._pool("held_out.npz", recipe.data.held_out, HELD_OUT_EXAMPLES)
@@ -137,17 +155,16 @@ class _Run:
             model = Decoder(spec)
             init_weights(model, recipe.seed)
             return model.to(self.device)
-        assert self.teacher is not None  # noqa: S101 - the constructor loads it where there are no new sizes
+        assert self.teacher is not None  # noqa: S101 - run_recipe loads and plans where there are no new sizes
+        assert self.plan is not None  # noqa: S101
         teacher = self.teacher.model
-        plan = plan_transfer(teacher.spec, teacher.spec.as_student(recipe.keep, recipe.d_state))
         corpus = self._corpus(recipe.stages[0], 0)
         count = min(CALIBRATION_BATCHES, corpus.batches_per_epoch)
         batches = [corpus.batch(i).to(self.device) for i in range(count)]
         moments = input_moments(teacher, [(b.tokens, Ragged(b.lens)) for b in batches])
-        return transfer(teacher, plan, moments, recipe.seed)
+        return transfer(teacher, self.plan, moments, recipe.seed)
 
     def go(self) -> RunResult:
-        started = time.monotonic()
         student = self._student()
         gates: list[GateResult] = []
         spent = 0.0
@@ -161,10 +178,10 @@ class _Run:
                 spent += float(row.pop("seconds"))
                 gates.append(GateResult(**row))
                 previous = weights
+                (folder / f"{config.name}.pt").unlink(missing_ok=True)
                 continue
-            if previous is not None:
-                student.load_state_dict(torch.load(previous, map_location=self.device, weights_only=True))
-                previous = None
+            self._go_on_from(previous, student)
+            previous = None
             began = time.monotonic()
             stage = make_stage(config, student, None if self.teacher is None else self.teacher.model)
             train_stage(
@@ -173,23 +190,27 @@ class _Run:
                 self._corpus(config, i),
                 folder,
                 save_every=self.recipe.save_every,
+                bf16=self.recipe.bf16,
                 on_step=self.on_step,
             )
             result = self._measure(config, stage, student)
             if self.on_gate is not None:
                 self.on_gate(result)
             check_gate(config, result)
-            with atomic_path(weights) as temp:
-                torch.save(student.state_dict(), temp)
+            save_state(weights, student.state_dict())
             seconds = time.monotonic() - began
             atomic_write(gate_path, json.dumps({**asdict(result), "seconds": seconds}) + "\n")
-            (folder / f"{config.name}.pt").unlink()
+            (folder / f"{config.name}.pt").unlink(missing_ok=True)
             gates.append(result)
             spent += seconds
-        if previous is not None:
-            student.load_state_dict(torch.load(previous, map_location=self.device, weights_only=True))
+        self._go_on_from(previous, student)
         self._finish(student, gates, spent)
-        return RunResult(self.recipe.name, self.out / "model", tuple(gates), time.monotonic() - started)
+        return RunResult(self.recipe.name, self.out / "model", tuple(gates), spent)
+
+    def _go_on_from(self, weights: Path | None, student: Decoder) -> None:
+        """Load what an earlier process left after a stage; None: the student is that far already."""
+        if weights is not None:
+            student.load_state_dict(torch.load(weights, map_location=self.device, weights_only=True))
 
     def _rounded(self, student: Decoder) -> Loaded:
         """The student as it will be saved: weights rounded to the checkpoint's dtype, computed in fp32."""

@@ -6,26 +6,25 @@ A stage says which parameters it trains, what its loss is on a batch, and what i
 materialised mixer matrices (Frobenius), align feeds every block the teacher's hidden state and matches mixer output
 and block output, imitate matches next-token distributions end to end, sft fits the written chains.
 
-Usage: ``stage = make_stage(config, student, teacher); loss, figures = stage.loss(batch)``.
+Usage: ``stage = make_stage(config, student, teacher); stage.loss(batch).backward()``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from thinkfast.data.corpus import Batch
-from thinkfast.distill.losses import divergence, relative_error
+from thinkfast.distill.losses import divergence, matrix_error, relative_error
 from thinkfast.distill.recipe import StageConfig
 from thinkfast.errors import ConfigError
 from thinkfast.models.attention import Attention
 from thinkfast.models.decoder import Decoder
 from thinkfast.models.mixers import Mamba
 from thinkfast.models.ragged import Ragged
-
-Figures = dict[str, float]
 
 
 class Stage(Protocol):
@@ -40,7 +39,7 @@ class Stage(Protocol):
         ...
 
     def loss(self, batch: Batch) -> Tensor:
-        """Scalar training loss of a batch; also its held-out figure for orient and align."""
+        """Scalar training loss of a batch."""
         ...
 
     def measure(self, batch: Batch) -> float:
@@ -53,6 +52,24 @@ def mamba_layers(student: Decoder) -> list[tuple[int, Mamba]]:
     return [(i, b.mixer) for i, b in enumerate(student.blocks) if isinstance(b.mixer, Mamba)]
 
 
+def trainable(config: StageConfig, student: Decoder) -> list[nn.Parameter]:
+    """What ``config.train`` names. Errors: ConfigError where that is nothing."""
+    if config.train == "all":
+        return list(student.parameters())
+    layers = mamba_layers(student)
+    if not layers:
+        raise ConfigError(
+            f"stage {config.name}: there is no mixer to train", remedy=f"set train: all for {config.name}"
+        )
+    return [p for _, mixer in layers for p in mixer.parameters()]
+
+
+def _draw(batch: Batch, size: int, count: int) -> Tensor:
+    """``count`` different indices below ``size``, drawn from the batch itself: a resumed run draws the same."""
+    generator = torch.Generator().manual_seed(int(batch.tokens[:64].sum()) + batch.tokens.numel())
+    return torch.randperm(size, generator=generator)[:count].sort().values.to(batch.tokens.device)
+
+
 class _Distill:
     """What the stages share: student, frozen teacher, trainable set."""
 
@@ -63,15 +80,19 @@ class _Distill:
         self.config, self.student, self.teacher = config, student, teacher
 
     def parameters(self) -> list[nn.Parameter]:
-        if self.config.train == "all":
-            return list(self.student.parameters())
-        return [p for _, mixer in mamba_layers(self.student) for p in mixer.parameters()]
+        return trainable(self.config, self.student)
 
 
 class Orient(_Distill):
-    """Frobenius distance between the student's mixing matrices and the teacher's softmax matrices, per layer."""
+    """Frobenius distance between the student's mixing matrices and the teacher's softmax matrices, per layer.
+
+    Rows are compared as directions: the per-head norm behind the mixer removes a row's length, so matching it would
+    spend the stage on what the output cannot show. Of each matrix a fixed number of rows is drawn per batch: an
+    unbiased estimate of the whole, and the L x L matrices of all layers are never held.
+    """
 
     figure = "matrix error"
+    rows = 48
 
     def parameters(self) -> list[nn.Parameter]:
         names = ("in_proj.weight", "in_proj.bias", "conv_weight", "conv_bias", "dt_bias", "A_log", "D")
@@ -80,6 +101,7 @@ class Orient(_Distill):
     def loss(self, batch: Batch) -> Tensor:
         ragged = Ragged(batch.lens)
         layers = dict(mamba_layers(self.student))
+        rows = _draw(batch, ragged.max_len, self.rows)
         terms: list[Tensor] = []
         with torch.no_grad():
             x, rope = self.teacher.embed(batch.tokens), self.teacher.rope(ragged.positions)
@@ -87,8 +109,8 @@ class Orient(_Distill):
             if i in layers and isinstance(block.mixer, Attention):
                 with torch.no_grad():
                     u = block.input_norm(x)
-                    target = block.mixer.matrix(u, ragged, rope)
-                terms.append(relative_error(layers[i].matrix(u, ragged), target))
+                    target = block.mixer.matrix(u, ragged, rope, rows)
+                terms.append(matrix_error(layers[i].matrix(u, ragged, rows), target))
             if len(terms) == len(layers):
                 break
             with torch.no_grad():
@@ -105,14 +127,17 @@ class Align(_Distill):
 
     The mixer's term alone is more direct, the block's term knows what the MLP makes of an error; both together were
     worth 5-6 points of GSM8K over the block's alone (FACTS.md, section 4). Errors are relative to what the teacher's
-    mixer, or block, adds to the residual stream.
+    mixer, or block, adds to the residual stream. An MLP sees one token at a time, so the block's term is estimated on
+    a random share of the tokens at that share of its cost.
     """
 
     figure = "layer error"
+    share = 4
 
     def terms(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Relative errors of mixer output and of block output, each [Mamba layers]."""
         ragged = Ragged(batch.lens)
+        picked = _draw(batch, batch.tokens.numel(), -(-batch.tokens.numel() // self.share))
         mixer_terms: list[Tensor] = []
         block_terms: list[Tensor] = []
         with torch.no_grad():
@@ -124,7 +149,8 @@ class Align(_Distill):
             if isinstance(ours.mixer, Mamba):
                 own = ours.mix(ours.input_norm(x), ragged, rope)
                 mixer_terms.append(relative_error(own, mixed))
-                block_terms.append(relative_error(ours.feed_forward(x + own) - x, after - x))
+                start = x[picked]
+                block_terms.append(relative_error(ours.feed_forward(start + own[picked]) - start, after[picked] - start))
             x = after
         return torch.stack(mixer_terms), torch.stack(block_terms)
 
@@ -138,19 +164,32 @@ class Align(_Distill):
 
 
 class Imitate(_Distill):
-    """KL between next-token distributions over the answer's tokens, forward or reverse (or JSD)."""
+    """KL between next-token distributions over the answer's tokens, forward or reverse (or JSD).
+
+    With ``hidden`` in its config, the student's residual stream is also drawn to the teacher's after every block,
+    now end to end on the student's own activations: a denser signal where the stage is short.
+    """
 
     higher_is_better = True
     figure = "next-token agreement"
 
     def loss(self, batch: Batch) -> Tensor:
         ragged = Ragged(batch.lens)
+        keep = self.config.hidden > 0
         with torch.no_grad():
-            target = self.teacher(batch.tokens, ragged)[batch.loss_mask]
-        hidden = self.student(batch.tokens, ragged)[batch.loss_mask]
-        return divergence(
-            self.config.loss, hidden, self.student.head_weight, teacher=(target, self.teacher.head_weight)
+            target, theirs = self.teacher.trace(batch.tokens, ragged, keep)
+        hidden, ours = self.student.trace(batch.tokens, ragged, keep)
+        mask = batch.loss_mask
+        loss = divergence(
+            self.config.loss,
+            hidden[mask],
+            self.student.head_weight,
+            teacher=(target[mask], self.teacher.head_weight),
         )
+        if keep:
+            errors = [relative_error(a, b) for a, b in zip(ours, theirs, strict=True)]
+            loss = loss + self.config.hidden * torch.stack(errors).mean()
+        return loss
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> float:
@@ -171,7 +210,7 @@ class FineTune:
         self.config, self.student = config, student
 
     def parameters(self) -> list[nn.Parameter]:
-        return list(self.student.parameters())
+        return trainable(self.config, self.student)
 
     def loss(self, batch: Batch) -> Tensor:
         hidden = self.student(batch.tokens, Ragged(batch.lens))[batch.loss_mask]
@@ -191,5 +230,6 @@ def make_stage(config: StageConfig, student: Decoder, teacher: Decoder | None) -
         return FineTune(config, student)
     if teacher is None:
         raise ConfigError(f"stage {config.name!r} needs a teacher", remedy="set teacher: in the recipe")
-    kind = {"orient": Orient, "align": Align, "imitate": Imitate}[config.name]
-    return kind(config, student, teacher)
+    kinds: dict[str, Callable[[StageConfig, Decoder, Decoder], Stage]]
+    kinds = {"orient": Orient, "align": Align, "imitate": Imitate}
+    return kinds[config.name](config, student, teacher)

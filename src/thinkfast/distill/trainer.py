@@ -4,25 +4,32 @@ A checkpoint holds weights, optimiser and step; batches are a pure function of (
 and started again walks through the same losses as one that was not. The log never runs ahead of what a resumed run
 will write again: rows at or past the checkpoint's step are cut when it is loaded.
 
-Usage: ``train_stage(stage, corpus, folder, log, on_step=print)``.
+Usage: ``train_stage(stage, student, corpus, folder, on_step=print)``.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import os
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from thinkfast.data.corpus import Batch, Corpus
+from thinkfast.distill.optim import Optimiser
+from thinkfast.distill.recipe import StageConfig
 from thinkfast.distill.stages import Stage
 from thinkfast.errors import GateError, OutputError
-from thinkfast.files import atomic_path, atomic_write
-from thinkfast.jsonl import JsonlLog, read_jsonl
+from thinkfast.files import atomic_path, output_errors
+from thinkfast.jsonl import JsonlLog
 
 OnStep = Callable[["StepEvent"], None]
 
@@ -54,12 +61,15 @@ def train_stage(
     folder: Path,
     *,
     save_every: float = 10.0,
+    bf16: bool = False,
     on_step: OnStep | None = None,
 ) -> None:
     """Run ``stage`` on ``module`` to its last step, going on from ``folder`` where an earlier run stopped.
 
+    ``bf16`` computes in bfloat16 where autocast deems it safe; weights and optimiser stay in fp32.
     Writes ``<stage>.pt`` (removed by the caller once the run is over) and ``<stage>.losses.jsonl``.
-    Errors: GateError with the step where the loss is not finite; OutputError where the folder cannot be written.
+    Errors: GateError with the step where loss or gradient is not finite; OutputError where the folder cannot be
+    written, or is being written by another run.
     """
     config = stage.config
     parameters = stage.parameters()
@@ -67,10 +77,7 @@ def train_stage(
     module.requires_grad_(False)
     for p in parameters:
         p.requires_grad_(True)
-    decayed = [p for p in parameters if p.dim() >= 2]
-    plain = [p for p in parameters if p.dim() < 2]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=device.type == "cuda")
+    optimiser = Optimiser(parameters, config, fused=device.type == "cuda")
     checkpoint, log_path = folder / f"{config.name}.pt", folder / f"{config.name}.losses.jsonl"
     first = _resume(checkpoint, module, optimiser)
     log = _LossLog(log_path, first)
@@ -79,19 +86,15 @@ def train_stage(
     try:
         for step in range(first, config.steps):
             lr = config.lr_at(step)
-            for group in optimiser.param_groups:
-                group["lr"] = lr
+            optimiser.set_lr(lr)
             batch = to_device(corpus.batch(step), device)
-            loss = stage.loss(batch)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise GateError(
-                    f"stage {config.name}: the loss is {value} at step {step}",
-                    remedy=f"lower stages.{config.name}.lr (now {config.lr}) and start again in a new folder",
-                )
-            optimiser.zero_grad(set_to_none=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = stage.loss(batch)
+            value = _finite(loss, "loss", config, step)
+            optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+            _finite(norm, "gradient norm", config, step)  # before it can reach the weights
             optimiser.step()
             log.append(step, value, lr, batch.tokens.numel())
             if on_step is not None:
@@ -108,19 +111,39 @@ def train_stage(
         module.requires_grad_(False).eval()
 
 
-def _save(path: Path, module: torch.nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """``torch.save``, whole or not at all. Errors: OutputError, on a full disk too."""
     with atomic_path(path) as temp:
-        torch.save({"step": step, "model": module.state_dict(), "optimiser": optimiser.state_dict()}, temp)
+        try:
+            torch.save(state, temp)
+        except RuntimeError as error:  # torch hides the reason of a failed write
+            raise OutputError(
+                f"cannot write {path}: {error}", remedy="free some disk space, then run the same command again"
+            ) from error
 
 
-def _resume(path: Path, module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> int:
+def _finite(value: Tensor, what: str, config: StageConfig, step: int) -> float:
+    found = value.item()
+    if not math.isfinite(found):
+        raise GateError(
+            f"stage {config.name}: the {what} is {found} at step {step}",
+            remedy=f"lower the lr of stage {config.name} (now {config.lr:g}) and start again in a new folder",
+        )
+    return found
+
+
+def _save(path: Path, module: torch.nn.Module, optimiser: Optimiser, step: int) -> None:
+    save_state(path, {"step": step, "model": module.state_dict(), "optimiser": optimiser.state_dict()})
+
+
+def _resume(path: Path, module: torch.nn.Module, optimiser: Optimiser) -> int:
     if not path.is_file():
         return 0
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         module.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise OutputError(
             f"{path} does not fit this recipe: {error}", remedy="start again in a new folder, or with the old recipe"
         ) from error
@@ -131,9 +154,13 @@ class _LossLog:
     """Loss rows of one stage, cut back to the step that training goes on from."""
 
     def __init__(self, path: Path, first: int) -> None:
-        kept = [row for row in read_jsonl(path, allow_torn_end=True) if row["step"] < first] if path.is_file() else []
-        atomic_write(path, "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in kept))
-        self.tokens = int(kept[-1]["tokens"]) if kept else 0
+        with JsonlLog(path) as log:  # a second run in this folder ends here, before it cuts what the first one wrote
+            rows = sum(row["step"] < first for row in log.rows())
+        with output_errors(path), path.open("rb") as file:
+            kept = list(itertools.islice(file, rows))
+        with output_errors(path):
+            os.truncate(path, sum(map(len, kept)))
+        self.tokens = int(json.loads(kept[-1])["tokens"]) if kept else 0
         self._log = JsonlLog(path)
 
     def append(self, step: int, loss: float, lr: float, tokens: int) -> None:

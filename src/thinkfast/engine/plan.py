@@ -32,9 +32,14 @@ class MemoryPlan:
     available_bytes: int | None
 
     @property
-    def total_bytes(self) -> int:
-        """All of it."""
-        return self.weight_bytes + self.kv_bytes + self.state_bytes + self.work_bytes
+    def admissible_pages(self) -> int:
+        """KV pages that admitted samples may reserve; the rest is for prompts between prefill and fork."""
+        return self.max_batch * -(-self.max_len // PAGE) if self.pages else 0
+
+    @property
+    def needed_bytes(self) -> int:
+        """What the engine adds to the weights, which are loaded already."""
+        return self.kv_bytes + self.state_bytes + self.work_bytes
 
     def __str__(self) -> str:
         parts = (
@@ -42,7 +47,7 @@ class MemoryPlan:
             (f"KV, {self.pages} pages of {PAGE} tokens", self.kv_bytes),
             ("SSM states", self.state_bytes),
             ("workspace", self.work_bytes),
-            ("total", self.total_bytes),
+            ("needed beside the weights", self.needed_bytes),
             ("available", self.available_bytes),
         )
         head = f"{self.max_batch} rows of up to {self.max_len} tokens"
@@ -70,9 +75,9 @@ def make_plan(spec: ModelSpec, max_batch: int, max_len: int | None, itemsize: in
             remedy=f"pass max_len={spec.max_positions} or less",
         )
     plan = _plan(spec, max_batch, length, itemsize, available)
-    if available is not None and plan.total_bytes > available:
+    if available is not None and plan.needed_bytes > available:
         fits = max_batch
-        while fits and _plan(spec, fits, length, itemsize, available).total_bytes > available:
+        while fits and _plan(spec, fits, length, itemsize, available).needed_bytes > available:
             fits -= max(1, fits // 16)
         remedy = f"pass max_batch={fits} or a smaller max_len" if fits else "pass a smaller max_len, or free memory"
         raise CapacityError(f"the engine does not fit in memory: {plan}", remedy=remedy)

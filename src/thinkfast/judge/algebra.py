@@ -28,8 +28,8 @@ CONSTANTS = POSITIVE | {"i"}
 _ONE = Fraction(1)
 
 
-class Unreadable(Exception):  # noqa: N818 - control flow inside the key, never shown to a user
-    """The answer is not an expression that the key understands, or costs more than the key may spend."""
+class Unreadable(Exception):
+    """Not an expression that the key understands, or one that costs more than the key may spend; never leaves it."""
 
 
 class Algebra:

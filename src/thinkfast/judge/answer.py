@@ -30,7 +30,7 @@ _BRACES = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(\{)?|\\.|[{}]", re.DOTALL
 _BARE_BOX = re.compile(r"\\(?:frac|sqrt|text)[^\s$]*|[^\s${}\\]+")
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(\S[^\n]*)$", re.MULTILINE)
 _PHRASE = re.compile(
-    r"answer(?:\*\*)?\s{0,3}(?:is|=|:|to the problem is|would be)(?![A-Za-z])(?:\*\*)?[ \t:]{0,5}", re.I
+    r"answer(?:\*\*)?\s{0,3}(?:is|=|:|to the problem is|would be)(?![A-Za-z])(?:\*\*)?[ \t:]{0,5}", re.IGNORECASE
 )
 _SENTENCE_END = re.compile(r"\n|[.;!?](?=\s|$)")
 _DOLLARS = re.compile(r"\$([^$\n]{1,200})\$")

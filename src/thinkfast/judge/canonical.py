@@ -27,7 +27,7 @@ import re
 from fractions import Fraction
 
 from thinkfast.judge.algebra import Algebra, Sum, Unreadable, primitive, rational, symbols
-from thinkfast.judge.expression import NAMES, read
+from thinkfast.judge.expression import MAX_DEPTH, NAMES, read
 from thinkfast.judge.surface import clean
 from thinkfast.judge.units import is_label, strip_units
 
@@ -53,10 +53,10 @@ _ABOUT = re.compile(r"^(?:about|approximately|roughly|exactly|equals?|is) (?=[0-
 _TEXT_GROUP = re.compile(r"\\text\{([^{}]*)\}")
 _WHOLE_TEXT = re.compile(r"\(?\\text\{([^{}]*)\}\)?")
 _CHOICE = re.compile(r"(?:\\text\{)?\(?([A-J])\)(?:\}? +[^ *+/^=-].*|\}.*)?", re.DOTALL)
-_NUMBER_WORDS = dict(
-    zip("zero one two three four five six seven eight nine ten eleven twelve".split(), map(str, range(13)), strict=True)
-)
-_SHORT_WORDS = frozenset("no yes odd all may red sun mon tue wed thu fri sat and not any she he her him its it".split())
+_COUNT = "zero one two three four five six seven eight nine ten eleven twelve"
+_NUMBER_WORDS = {word: str(i) for i, word in enumerate(_COUNT.split())}
+_WORDS_OF_THREE = "no yes odd all may red sun mon tue wed thu fri sat and not any she he her him its it"
+_SHORT_WORDS = frozenset(_WORDS_OF_THREE.split())  # other lower-case words up to "xyz" are products of symbols
 
 
 def canonical_key(answer: str) -> str:
@@ -152,6 +152,8 @@ def _split(s: str, separators: str) -> tuple[list[str], str]:
     for at, c in enumerate(s):
         if c in _OPEN:
             depth += 1
+            if depth > MAX_DEPTH:
+                raise Unreadable("too deep")
         elif c in _CLOSE:
             depth -= 1
             if depth < 0:

@@ -30,6 +30,8 @@ from thinkfast.judge.pool import START_SECONDS, State, Worker, readable
 
 MAX_ASKED_CHARS = 400  # the longest gold answer of MATH has under 200; longer ones cost antlr seconds
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ(?:\s*\})?|°")
+# No author writes these, and sympy would multiply them out: exponents past 999, towers of three, large factorials.
+_HOPELESS = re.compile(r"\^\s*[{(]?\s*-?[0-9]{4}|\^[^^+=,]{1,20}\^[^^+=,]{1,20}\^|[0-9]{3}\s*!|!\s*!")
 Pair = tuple[str, str]  # (answer, gold)
 
 
@@ -140,6 +142,7 @@ class Checker:
         waiting = list(asked.items())[::-1]
         running: dict[int, Pair] = {}  # pid -> keys
         verdicts: dict[Pair, bool | None] = {}
+        strength = len(self._pool)
         try:
             while (waiting or running) and self.note is None and not self._closed:
                 if until is not None and time.monotonic() >= until:
@@ -147,15 +150,18 @@ class Checker:
                 self._hire(len(waiting) + len(running))
                 for worker in self._pool:
                     if worker.state is State.IDLE and waiting:
-                        keys, pair = waiting.pop()
-                        running[worker.pid] = keys
-                        worker.send(*pair)
+                        keys, pair = waiting[-1]
+                        if worker.send(*pair):  # else it had died idle, and the pair is not to blame
+                            running[worker.pid] = keys
+                            waiting.pop()
                 self._collect(until, running, verdicts)
         finally:
             # past the caller's deadline, or an exception such as Ctrl-C: nobody will read these replies
             for worker in self._pool:
                 if worker.state is State.BUSY:
                     worker.kill()
+            if self.note is None and not self._closed:
+                self._hire(max(strength, len(self._pool)))  # replacements load while nobody waits for them
         return verdicts
 
     def _hire(self, needed: int) -> None:
@@ -195,8 +201,8 @@ class Checker:
 
 
 def _askable(answer: str) -> bool:
-    """Short, and with balanced braces: math-verify would read `5} \\boxed{7` as 7."""
-    if len(answer) > MAX_ASKED_CHARS:
+    """Short, not hopeless, and with balanced braces: math-verify would read `5} \\boxed{7` as 7."""
+    if len(answer) > MAX_ASKED_CHARS or not answer.strip() or _HOPELESS.search(answer):
         return False
     depth = 0
     for c in answer.replace("\\{", "").replace("\\}", ""):
@@ -207,7 +213,8 @@ def _askable(answer: str) -> bool:
 
 
 def _in_radians(answer: str, key: str) -> str:
-    """math-verify drops degree signs, also inside a sine; where the key kept one, spell it out."""
+    """math-verify drops degree signs, also inside a sine; where the key kept one, spell it out. No full stops."""
+    answer = answer.strip(" .,;")
     return _DEGREES.sub(r"\\frac{\\pi}{180}", answer) if "deg" in key else answer
 
 

@@ -17,13 +17,13 @@ MAX_TOKENS = 400
 MAX_DEPTH = 40
 MAX_DIGITS = 300  # more than any coefficient that `algebra` prints
 
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh log ln lg exp det arg cis".split()
-)
-GREEK = frozenset(
+_FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh log ln lg exp det cis"
+_GREEK = (
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau "
-    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell".split()
+    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell"
 )
+FUNCTIONS = frozenset(_FUNCTIONS.split())
+GREEK = frozenset(_GREEK.split())
 NAMES = FUNCTIONS | GREEK | {"pi", "sqrt", "deg", "frac", "binom", "fact"}
 
 _TOKEN = re.compile(r"\s*(?:([0-9]+(?:\.[0-9]*)?|\.[0-9]+)|(\\?)([A-Za-z]+)|(.))", re.DOTALL)

@@ -53,8 +53,11 @@ class Worker:
         """The reply pipe."""
         return self._out.fileno()
 
-    def send(self, answer: str, gold: str) -> None:
-        """Ask an idle worker. A worker that died meanwhile is DEAD afterwards."""
+    def send(self, answer: str, gold: str) -> bool:
+        """Ask an idle worker; False when it had died meanwhile, say, by the system's memory killer."""
+        if self._process.poll() is not None:
+            self.kill()
+            return False
         line = json.dumps([answer, gold]).encode() + b"\n"  # ASCII: lone surrogates pass as escapes
         self._since = time.monotonic()
         self.state = State.BUSY
@@ -64,6 +67,8 @@ class Worker:
                 view = view[os.write(self._in.fileno(), view) :]
         except OSError:
             self.kill()
+            return False
+        return True
 
     def poll(self, seconds: float) -> bool | None:
         """Wait up to `seconds` for the next line; the verdict it carries. Look at `state` to see what came."""
@@ -73,6 +78,8 @@ class Worker:
             if newline:
                 self._buffer = rest
                 self.state = State.IDLE
+                if b"broken" in line:
+                    self.kill()
                 return _verdict(line)
             if not readable([self], until - time.monotonic()):
                 return None

@@ -35,10 +35,10 @@ _SEGMENT = re.compile(r"\\(?:overline|overrightarrow|widehat)\s*\{([A-Z]{2,3})\}
 _REPEATING = re.compile(r"(?<![0-9.])([0-9]{0,20})\.([0-9]{0,20})\\overline\{([0-9]{1,20})\}")
 _DEGREES = re.compile(r"\^?\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z])|\\degree(?![A-Za-z])|°)")
 _COMMANDS = {
-    "cdot": "*", "times": "*", "div": "/", "le": "≤", "leq": "≤", "leqslant": "≤", "ge": "≥", "geq": "≥",
-    "geqslant": "≥", "ne": "≠", "neq": "≠", "lt": "<", "gt": ">", "cup": "∪", "infty": "∞", "pm": "±", "mp": "∓",
-    "approx": "≈", "in": "∈", "langle": "(", "rangle": ")", "lbrace": "{", "rbrace": "}", "lbrack": "[",
-    "rbrack": "]", "emptyset": "∅", "varnothing": "∅", "colon": ":", "prime": "'", "ast": "*", "dots": "…", "ldots": "…", "cdots": "…", "slash": "/",
+    "cdot": "*", "times": "*", "ast": "*", "div": "/", "slash": "/", "le": "≤", "leq": "≤", "leqslant": "≤", "ge": "≥",
+    "geq": "≥", "geqslant": "≥", "ne": "≠", "neq": "≠", "lt": "<", "gt": ">", "cup": "∪", "infty": "∞", "pm": "±",
+    "mp": "∓", "approx": "≈", "in": "∈", "langle": "(", "rangle": ")", "lbrace": "{", "rbrace": "}", "lbrack": "[",
+    "rbrack": "]", "emptyset": "∅", "varnothing": "∅", "colon": ":", "prime": "'", "dots": "…", "ldots": "…",
 }  # fmt: skip
 _COMMAND = re.compile(r"\\(" + "|".join(sorted(_COMMANDS, key=len, reverse=True)) + r")(?![A-Za-z])\s?")
 _ASCII_RELATIONS = (("<=", "≤"), (">=", "≥"), ("!=", "≠"), ("**", "^"))
@@ -69,7 +69,7 @@ def clean(answer: str) -> str:
         s = s.replace(written, sign)
     s = _COMMAND.sub(lambda m: _COMMANDS[m[1]], s)
     s = _ROOT_SIGN.sub(lambda m: f"\\sqrt{{{m[1] or m[2]}}}" if m[1] or m[2] else "\\sqrt", s)
-    s = re.sub(r"\s+", " ", s).rstrip(" .,;:?").lstrip(" ,;:=≈")
+    s = re.sub(r"\s+", " ", s).rstrip(" .,;:?\\⏎").lstrip(" ,;:=≈")
     match = _SCIENTIFIC.fullmatch(s)
     return f"{match[1]}*10^({match[2]})" if match else s
 

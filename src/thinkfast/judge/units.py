@@ -16,11 +16,12 @@ import re
 
 from thinkfast.judge.expression import NAMES
 
-_UNITS = frozenset(
+_UNIT_WORDS = (
     "cm mm km ft yd mi in inch kg mg lb lbs oz ml mph kph fps hr hrs min mins sec secs day days year cup cups men gal "
     "sq cu per deg rad usd dollar cent pm am unit units box bag job way ways row foot feet inches boy boys girl dog "
-    "dogs cat cats hat hats pen pens egg eggs pie pies toy toys car cars bus jar jars can cans km² hours miles of".split()
+    "dogs cat cats hat hats pen pens egg eggs pie pies toy toys car cars bus jar jars can cans km² of"
 )
+_UNITS = frozenset(_UNIT_WORDS.split())
 _VOWELS = frozenset("aeiouyAEIOUY")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _TEXT_TAIL = re.compile(r"\\text\{([^{}0-9]*)\}(?:\s*\^\s*(?:[0-9]|\{[0-9]\}))?\s*$")

@@ -1,7 +1,7 @@
 """The process in which math-verify runs, so that it can be killed: started by `checker`, never imported by it.
 
 Why: sympy may loop for hours or ask for all memory inside one C call, where no alarm and no thread can stop it. This
-file runs as a script with nothing of thinkfast imported. One JSON line in (`[answer, gold]`), one out (true, false or
+file runs as a script with nothing of thinkfast imported. One JSON line in (`[answer, gold]`), one out (true, false,
 null). It ends when its input closes, when its parent is gone, when a request has used more than its CPU seconds, or
 when memory runs out.
 
@@ -10,6 +10,7 @@ when memory runs out.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -20,24 +21,30 @@ import time
 from collections.abc import Callable
 from typing import IO
 
+BROKEN = "broken"
 _PARENT_POLL_SECONDS = 0.5
+_FIRST = (
+    (r"\sin^2 x", r"1-\cos^2 x"),
+    (r"\log 2", r"\frac{x+1}{2}"),
+    ("(1,2]", "[1,2]"),
+)  # sympy's first calls are slow
 
 
 def serve(requests: IO[str], replies: IO[str], decide: Callable[[str, str], bool | None], cpu_seconds: float) -> None:
-    """Answer requests until the input ends; out of memory, reply null and end, for the heap is not to be trusted."""
+    """Answer requests until the input ends; out of memory, reply "broken" and end: the heap is not to be trusted."""
     for line in requests:
         _allow_cpu(cpu_seconds)
-        broken = False
+        verdict: bool | str | None
         try:
             answer, gold = json.loads(line)
             verdict = decide(answer, gold)
         except MemoryError:
-            verdict, broken = None, True
+            verdict = BROKEN
         except Exception:  # noqa: BLE001 - whatever a parser raises on hostile input means "not decided"
             verdict = None
         replies.write(json.dumps(verdict) + "\n")
         replies.flush()
-        if broken:
+        if verdict == BROKEN:
             return
 
 
@@ -94,7 +101,9 @@ def main(arguments: list[str]) -> None:
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     _limit_memory(mib)
     decide = load_math_verify()
-    sys.setrecursionlimit(2000)
+    for answer, gold in _FIRST:
+        with contextlib.suppress(Exception):
+            decide(answer, gold)
     replies.write('"ready"\n')
     replies.flush()
     serve(sys.stdin, replies, decide, cpu_seconds)

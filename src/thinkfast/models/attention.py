@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from thinkfast.models.precision import at_least_fp32
 from thinkfast.models.ragged import Ragged
 from thinkfast.models.spec import ModelSpec
 
@@ -88,23 +89,23 @@ class Attention(nn.Module):
     def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """x [T, D] to rotated q [T, H, P], rotated k [T, K, P] and v [T, K, P]."""
         heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
-        qk, v = heads.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=1)
+        qk, v = heads.split_with_sizes((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.split((self.n_heads, self.n_kv_heads), dim=1)
+            q, k = qk.split_with_sizes((self.n_heads, self.n_kv_heads), dim=1)
             shape = (self.head_dim,)
             qk = torch.cat(
                 (F.rms_norm(q, shape, self.q_norm, self.norm_eps), F.rms_norm(k, shape, self.k_norm, self.norm_eps)), 1
             )
         # One rotation serves q and k: half as many small operations in a decode step.
-        q, k = rope.rotate(qk).split((self.n_heads, self.n_kv_heads), dim=1)
+        q, k = rope.rotate(qk).split_with_sizes((self.n_heads, self.n_kv_heads), dim=1)
         return q, k, v
 
     def prefill(self, x: Tensor, ragged: Ragged, rope: Rope) -> tuple[Tensor, KVState]:
         """Full form: x [T, D] to the mixer's output [T, D] and the KV it leaves behind."""
         q, k, v = self.project(x, rope)
-        padded = (ragged.pad(t).transpose(1, 2) for t in (q, k, v))
+        qp, kp, vp = (ragged.pad(t).transpose(1, 2) for t in (q, k, v))
         gqa = self.n_heads != self.n_kv_heads
-        o = F.scaled_dot_product_attention(*padded, is_causal=True, scale=self.scale, enable_gqa=gqa)
+        o = F.scaled_dot_product_attention(qp, kp, vp, is_causal=True, scale=self.scale, enable_gqa=gqa)
         o = ragged.unpad(o.transpose(1, 2)).reshape(x.shape[0], -1)
         return self.out(o), KVState(k, v)
 
@@ -115,14 +116,18 @@ class Attention(nn.Module):
     def step(self, x: Tensor, rope: Rope, cache: AttentionCache) -> Tensor:
         """Step form: one token a row, x [B, D] to [B, D]; the cache keeps k and v."""
         q, k, v = self.project(x, rope)
-        return self.out(cache.attend(q, k, v, self.scale).reshape(x.shape[0], -1))
+        return cast(Tensor, self.out(cache.attend(q, k, v, self.scale).reshape(x.shape[0], -1)))
 
-    def matrix(self, x: Tensor, ragged: Ragged, rope: Rope) -> Tensor:
-        """Matrix form: the softmax weights [n, H, L, L]; rows past a sequence's end are zero."""
+    def matrix(self, x: Tensor, ragged: Ragged, rope: Rope, rows: Tensor | None = None) -> Tensor:
+        """Matrix form: softmax weights [n, H, R, L] of the positions ``rows`` [R] (all L where None).
+
+        Rows past a sequence's end are zero.
+        """
         q, k, _ = self.project(x, rope)
-        q, k = ragged.pad(q).transpose(1, 2), ragged.pad(k).transpose(1, 2)
+        rows = torch.arange(ragged.max_len, device=x.device) if rows is None else rows
+        q, k = ragged.pad(q)[:, rows].transpose(1, 2), ragged.pad(k).transpose(1, 2)
         k = k.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)
-        scores = (q @ k.transpose(-1, -2)).float() * self.scale
-        causal = torch.ones(ragged.max_len, ragged.max_len, dtype=torch.bool, device=x.device).tril()
+        scores = at_least_fp32(q @ k.transpose(-1, -2)) * self.scale
+        causal = rows[:, None] >= torch.arange(ragged.max_len, device=x.device)
         weights = scores.masked_fill(~causal, float("-inf")).softmax(-1)
-        return weights * ragged.valid[:, None, :, None]
+        return cast(Tensor, weights * ragged.valid[:, None, rows, None])

@@ -9,8 +9,8 @@ Usage: ``Decoder(spec)(tokens, Ragged(lens))`` gives hidden states [T, D]; ``log
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -64,12 +64,13 @@ class Block(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The block's second half: x [T, D] to [T, D], residual included."""
-        return x + self.mlp(self.post_norm(x))
+        return x + cast(Tensor, self.mlp(self.post_norm(x)))
 
     def mix(self, normed: Tensor, ragged: Ragged, rope: Rope) -> Tensor:
         """The mixer alone on normed input [T, D], in its parallel form."""
         mixer = self.mixer
-        return mixer(normed, ragged, rope) if isinstance(mixer, Attention) else mixer(normed, ragged)
+        mixed = mixer(normed, ragged, rope) if isinstance(mixer, Attention) else mixer(normed, ragged)
+        return cast(Tensor, mixed)
 
     def forward(self, x: Tensor, ragged: Ragged, rope: Rope) -> Tensor:
         """x [T, D] to [T, D]."""
@@ -105,11 +106,18 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(spec, kind) for kind in spec.layer_types)
         self.norm = RMSNorm(spec.d_model, spec.norm_eps)
         self.head = None if spec.tie_embeddings else nn.Linear(spec.d_model, spec.vocab_size, bias=False)
+        self.frequencies: Tensor
         self.register_buffer("frequencies", rope_frequencies(spec), persistent=False)
 
     def reset_frequencies(self, device: str | torch.device) -> None:
         """Recompute the rotary frequencies: they are no weight, so a model built on the meta device lacks them."""
         self.frequencies = rope_frequencies(self.spec).to(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # to(bfloat16) must round the weights but never the frequencies: an angle at token 1000 would be 4 radians off.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.reset_frequencies(self.frequencies.device)
+        return self
 
     @property
     def blocks(self) -> Sequence[Block]:
@@ -123,14 +131,21 @@ class Decoder(nn.Module):
 
     def rope(self, positions: Tensor) -> Rope:
         """Rotary tables for ``positions`` [T]."""
-        return rope_tables(positions, cast(Tensor, self.frequencies), self.embed.weight.dtype)
+        return rope_tables(positions, self.frequencies, self.embed.weight.dtype)
 
     def forward(self, tokens: Tensor, ragged: Ragged) -> Tensor:
         """tokens [T] to hidden states [T, D] after the final norm."""
+        return self.trace(tokens, ragged, keep=False)[0]
+
+    def trace(self, tokens: Tensor, ragged: Ragged, keep: bool = True) -> tuple[Tensor, list[Tensor]]:
+        """Like ``forward``, and with ``keep`` the residual stream [T, D] after every block."""
         x, rope = self.embed(tokens), self.rope(ragged.positions)
+        stream: list[Tensor] = []
         for block in self.blocks:
             x = block(x, ragged, rope)
-        return cast(Tensor, self.norm(x))
+            if keep:
+                stream.append(x)
+        return cast(Tensor, self.norm(x)), stream
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] to logits [..., V]."""

@@ -10,16 +10,17 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from thinkfast.errors import ModelError
-from thinkfast.models.checkpoint import from_config, from_stock
+from thinkfast.models.checkpoint import UnfoldableError, from_stock
 from thinkfast.models.decoder import Decoder
 from thinkfast.models.spec import ModelSpec
+from thinkfast.models.stock_config import from_config
 from thinkfast.models.tokenizer import Tokenizer
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -58,7 +59,7 @@ def _known() -> str:
 
 
 def read_spec(path: Path) -> ModelSpec:
-    """The spec in a checkpoint folder's config.json."""
+    """The spec in a checkpoint folder's config.json. Errors: ModelError naming the file, or the field."""
     try:
         return from_config(json.loads((path / "config.json").read_text()))
     except (OSError, ValueError) as error:
@@ -76,16 +77,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     index = path / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"cannot read {index}: {error!r}", remedy="copy the file again") from error
     tensors: dict[str, Tensor] = {}
     digest = hashlib.sha256()
     for name in names:
         if not (path / name).is_file():
             raise ModelError(f"{path / name} is missing", remedy="copy the whole checkpoint, weights included")
-        data = (path / name).read_bytes()
-        digest.update(data)
         try:
+            data = (path / name).read_bytes()
+            digest.update(data)
             tensors |= load(data)
+        except OSError as error:
+            raise ModelError(f"cannot read {path / name}: {error.strerror}", remedy="check its permissions") from error
         except SafetensorError as error:
             raise ModelError(
                 f"{path / name} is truncated or damaged: {error}", remedy="copy or download the file again"
@@ -107,9 +113,14 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32, device: str
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {spec.vocab_size} rows",
             remedy="use the tokenizer that came with these weights",
         )
+    try:
+        ours = from_stock(stock, spec)
+    except UnfoldableError:
+        spec = replace(spec, ssm_kv_heads=spec.n_heads)
+        ours = from_stock(stock, spec)
     with torch.device("meta"):
         model = Decoder(spec)
-    tensors = {k: t.to(device=device, dtype=dtype) for k, t in from_stock(stock, spec).items()}
+    tensors = {k: t.to(device=device, dtype=dtype) for k, t in ours.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
     model.reset_frequencies(device)
     model.requires_grad_(False).eval()

@@ -66,7 +66,11 @@ class ModelSpec:
                 f"{self.n_heads} heads cannot share {self.n_kv_heads} key-value heads",
                 remedy="n_heads must be a multiple of n_kv_heads",
             )
+        if self.head_dim % 2:
+            raise ModelError(f"head_dim is {self.head_dim}", remedy="rotary positions need an even head_dim")
         if self.is_student:
+            if self.d_conv < 2:
+                raise ModelError(f"d_conv is {self.d_conv}", remedy="a Mamba layer convolves at least 2 tokens")
             if self.d_state <= 0 or self.ssm_kv_heads <= 0:
                 raise ModelError("a Mamba layer needs d_state and ssm_kv_heads", remedy="use ModelSpec.as_student")
             if self.n_heads % self.ssm_kv_heads:
@@ -148,5 +152,6 @@ class ModelSpec:
             d_state=self.head_dim if d_state is None else d_state,
             ssm_kv_heads=self.n_kv_heads,
             ssm_bias=self.qkv_bias,
+            qkv_bias=self.qkv_bias and "attention" in kinds,
             family="granitemoehybrid",
         )

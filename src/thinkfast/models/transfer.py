@@ -26,7 +26,12 @@ from thinkfast.models.decoder import Decoder
 from thinkfast.models.mixers import Mamba
 from thinkfast.models.ragged import Ragged
 from thinkfast.models.spec import ModelSpec
+from thinkfast.models.stock_config import to_config
 
+UNCHANGED = (
+    *("vocab_size", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff", "n_layers"),
+    *("norm_eps", "rope_theta", "rope_scaling", "tie_embeddings"),
+)
 GATE = 1.5
 SLOWEST, FASTEST = 512.0, 16.0
 
@@ -66,9 +71,9 @@ class InputMoments:
 def plan_transfer(teacher: ModelSpec, student: ModelSpec) -> TransferPlan:
     """Check that ``student`` can be made from ``teacher`` and say how.
 
-    Errors: ModelError where sizes differ that a transfer cannot change.
+    Errors: ModelError where sizes differ that a transfer cannot change, or where the student could not be saved.
     """
-    for name in ("vocab_size", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff", "n_layers"):
+    for name in UNCHANGED:
         if getattr(teacher, name) != getattr(student, name):
             raise ModelError(
                 f"{name} is {getattr(teacher, name)} in the teacher, {getattr(student, name)} in the student",
@@ -78,6 +83,14 @@ def plan_transfer(teacher: ModelSpec, student: ModelSpec) -> TransferPlan:
         raise ModelError("the teacher already has Mamba layers", remedy="distill from a Transformer")
     if teacher.qk_norm:
         raise ModelError("a teacher with qk-norm has no linear Q and K", remedy="use a Llama- or Qwen2-style teacher")
+    if student.is_student and student.ssm_kv_heads != teacher.n_kv_heads:
+        raise ModelError(
+            f"x and B have {student.ssm_kv_heads} heads, the teacher's V and K {teacher.n_kv_heads}",
+            remedy="make the student's spec with teacher.spec.as_student(...)",
+        )
+    if teacher.qkv_bias and student.is_student and not student.ssm_bias:
+        raise ModelError("the teacher's Q, K and V bias would be lost", remedy="give the student ssm_bias")
+    to_config(student)  # refuses now what could not be saved after hours of training
     rank, of = min(student.d_state, teacher.head_dim), teacher.head_dim
     return TransferPlan(
         student,
@@ -136,9 +149,10 @@ def transfer(teacher: Decoder, plan: TransferPlan, moments: Sequence[InputMoment
 def _convert(attention: Attention, mamba: Mamba, moments: InputMoments, generator: torch.Generator) -> None:
     h, k, p, n = mamba.n_heads, mamba.kv_heads, mamba.head_dim, mamba.d_state
     w = attention.qkv.weight
-    bias = attention.qkv.bias if attention.qkv.bias is not None else w.new_zeros(w.shape[0])
+    bias = cast("Tensor | None", attention.qkv.bias)
+    bias = w.new_zeros(w.shape[0]) if bias is None else bias
     rows = torch.cat((w, bias[:, None]), 1).double()  # homogeneous: a bias is one more input that is always 1
-    q, key, v = rows.split((h * p, k * p, k * p))
+    q, key, v = rows.split_with_sizes((h * p, k * p, k * p))
     q, key = q.view(k, h // k, p, -1), key.view(k, p, -1)
     if n < p:
         q, key = _cut_rank(q, key, moments, n)
@@ -156,7 +170,7 @@ def _convert(attention: Attention, mamba: Mamba, moments: InputMoments, generato
     parts = (gate_rows, v, key.reshape(k * n, -1), q.reshape(h * n, -1), dt_rows)
     in_rows = torch.cat(parts)
     mamba.in_proj.weight.copy_(in_rows[:, :-1])
-    if mamba.in_proj.bias is not None:
+    if cast("Tensor | None", mamba.in_proj.bias) is not None:
         mamba.in_proj.bias.copy_(in_rows[:, -1])
         mamba.out.bias.zero_()
     mamba.out.weight.copy_(attention.out.weight)

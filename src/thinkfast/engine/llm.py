@@ -1,0 +1,144 @@
+"""LLM: the engine's public face. Prompts in, chains of thought out, within a number of seconds.
+
+Usage: ``LLM("tiny").generate(["Tom has 3 apples …"], SamplingParams(n=64, temperature=0.8), seconds=5)``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from thinkfast.engine.cache import PAGE
+from thinkfast.engine.plan import PREFILL_TOKENS, available_memory, make_plan
+from thinkfast.engine.request import Chain, Request, SamplingParams
+from thinkfast.engine.runner import Runner
+from thinkfast.engine.scheduler import Limits, Scheduler
+from thinkfast.engine.session import Codec, Session, Stats
+from thinkfast.engine.stops import stop_table
+from thinkfast.errors import InputError
+from thinkfast.models.loading import Loaded, load_model
+
+
+class LLM:
+    """One model with its caches, ready to generate.
+
+    Arguments:
+        model: a name or folder as for ``load_model``, or a Loaded, whose dtype and device then hold.
+        max_batch: most chains decoded together.
+        max_len: most tokens of a chain, its prompt included; None for the model's own limit.
+        dtype: of weights and caches.
+        device: where to run.
+
+    Errors: ModelError, InputError, and CapacityError with the memory plan where it does not fit.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Loaded,
+        max_batch: int = 64,
+        max_len: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        loaded = model if isinstance(model, Loaded) else load_model(model, dtype, device)
+        self.loaded, self.spec, self.tokenizer = loaded, loaded.spec, loaded.tokenizer
+        weight = loaded.model.head_weight
+        available = available_memory(weight.device)
+        self.plan = make_plan(loaded.spec, max_batch, max_len, weight.dtype.itemsize, available)
+        self.stats = Stats()
+        self._runner = Runner(loaded.model, self.plan, self.tokenizer.eos_ids)
+        self._limits = Limits(max_batch, self.plan.max_len, self.plan.admissible_pages, PAGE, PREFILL_TOKENS)
+        self._stops: dict[tuple[str, ...], int] = {(): 0}
+        self._pieces: list[str] | None = None
+        self._session: Session | None = None
+
+    def generate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams,
+        seconds: float | None = None,
+        on_chain: Callable[[Chain], None] | None = None,
+    ) -> list[list[Chain]]:
+        """``params.n`` chains of every prompt, by sample index; text goes through the chat template first.
+
+        Request ids are "0", "1", ... With ``seconds``, chains that still run at the deadline come back as they are
+        (finish "deadline") and samples that never started are missing. ``on_chain`` sees each chain as it finishes.
+
+        Errors: InputError for an empty or over-long prompt or a bad budget; CapacityError where one cannot fit.
+        """
+        requests = [Request(str(i), self._prompt(i, p), params) for i, p in enumerate(prompts)]
+        chains: list[list[Chain]] = [[] for _ in requests]
+        for chain in self.stream(requests, seconds):
+            chains[int(chain.request)].append(chain)
+            if on_chain is not None:
+                on_chain(chain)
+        return [sorted(found, key=lambda chain: chain.index) for found in chains]
+
+    def stream(self, requests: Iterable[Request], seconds: float | None = None) -> Iterator[Chain]:
+        """Chains in the order in which they finish; requests are drawn from the iterable as room appears.
+
+        The clock starts now, not at the first ``next``. Closing the iterator frees everything that still runs.
+
+        Errors: as ``generate``; also InputError where another stream of this LLM is still open.
+        """
+        started = time.monotonic()
+        if seconds is not None and not seconds > 0:
+            raise InputError(f"seconds is {seconds}, a budget must be positive", remedy="pass seconds=5, or None")
+        if isinstance(requests, Sequence):
+            checker = Scheduler(self._limits)
+            for request in requests:
+                self._check(request)
+                checker.submit(request)
+        deadline = math.inf if seconds is None else started + seconds
+        return self._stream(iter(requests), started, deadline)
+
+    def _stream(self, requests: Iterator[Request], started: float, deadline: float) -> Iterator[Chain]:
+        if self._session is not None:
+            raise InputError(
+                "this LLM already has an open stream", remedy="finish or close it first, or make another LLM"
+            )
+        codec = Codec(self._decode, self.tokenizer.eos_ids, self._stop)
+        self._session = Session(self._runner, codec, self._limits, self.stats, started, deadline)
+        try:
+            yield from self._session.run(self._check(request) for request in requests)
+        finally:
+            self._session = None
+
+    def cancel(self, request_id: str) -> None:
+        """End a request of the open stream before its next step: running chains come back with finish "cancelled",
+        samples that never started are missing. Unknown ids are ignored. May be called from another thread.
+        """
+        if (session := self._session) is not None:
+            session.cancel(request_id)
+
+    def _check(self, request: Request) -> Request:
+        size = self.spec.vocab_size
+        if bad := [token for token in request.prompt if not 0 <= token < size]:
+            raise InputError(
+                f"token {bad[0]} in the prompt of {request.id!r} is outside the vocabulary of {size}",
+                remedy="encode the prompt with this model's tokenizer",
+            )
+        return request
+
+    def _prompt(self, number: int, prompt: str | Sequence[int]) -> tuple[int, ...]:
+        if not isinstance(prompt, str):
+            return tuple(prompt)
+        if not prompt.strip():
+            raise InputError(f"prompt {number} is empty", remedy="give a problem to solve")
+        return tuple(self.tokenizer.chat(prompt))
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(tokens))
+
+    def _stop(self, stop: tuple[str, ...]) -> int:
+        """The row table number for some stop strings, made on first use."""
+        if stop not in self._stops:
+            if self._pieces is None:
+                self._pieces = [self._decode([token]) for token in range(self.tokenizer.vocab_size)]
+            table = stop_table(self._pieces, stop, self.spec.vocab_size)
+            self._stops[stop] = self._runner.rows.add_stop_table(table)
+        return self._stops[stop]

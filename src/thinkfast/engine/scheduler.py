@@ -1,0 +1,161 @@
+"""The scheduler: which samples enter next. Pure bookkeeping on the host, with no tensors and no clock.
+
+First come, first served, samples in order of index. A sample enters when a row is free and the KV pages it may ever
+need are free too, so nothing that runs is ever evicted. Prompts are prefilled when their first sample enters, at most
+``prefill_tokens`` of them between two decode steps, so that prefill does not stall the chains in flight for long.
+
+Usage: ``scheduler.submit(request); scheduler.admit(); scheduler.finished(request.id)``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from thinkfast.engine.request import Request
+from thinkfast.errors import CapacityError, InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Rows, tokens a row, KV pages (0: the model has no KV), tokens a page, prompt tokens between two steps."""
+
+    max_batch: int
+    max_len: int
+    pages: int
+    page: int
+    prefill_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """``count`` samples of ``request`` enter, the first is sample number ``first`` of it. new: its prompt has to be
+    prefilled. last: none of its samples wait any more.
+    """
+
+    request: Request
+    first: int
+    count: int
+    new: bool
+    last: bool
+
+
+@dataclass(slots=True)
+class _Entry:
+    request: Request
+    prompt_pages: int
+    row_pages: int
+    entered: int = 0
+    running: int = 0
+    dropped: bool = False
+
+    @property
+    def waiting(self) -> int:
+        return 0 if self.dropped else self.request.params.n - self.entered
+
+
+class Scheduler:
+    """Admits samples within ``limits``; the caller reports each row that leaves."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._queue: deque[_Entry] = deque()
+        self._entries: dict[str, _Entry] = {}
+        self.running = 0
+        self.pages_reserved = 0
+
+    @property
+    def waiting(self) -> int:
+        """Samples that have not entered yet."""
+        return sum(entry.waiting for entry in self._queue)
+
+    def new_tokens(self, request: Request) -> int:
+        """Most tokens a sample of ``request`` can have: max_tokens, or what max_len leaves beside the prompt."""
+        return min(request.params.max_tokens, self.limits.max_len - len(request.prompt))
+
+    def check(self, request: Request) -> None:
+        """Raise InputError or CapacityError where ``request`` can never run."""
+        limits = self.limits
+        if not request.prompt:
+            raise InputError(f"the prompt of {request.id!r} is empty", remedy="give at least one token")
+        if self.new_tokens(request) <= 0:
+            raise InputError(
+                f"the prompt of {request.id!r} has {len(request.prompt)} tokens and max_len is {limits.max_len}",
+                remedy=f"shorten the prompt to {limits.max_len - 1} tokens, or raise max_len if the model allows it",
+            )
+        entry = self._entry(request)
+        if entry.prompt_pages + entry.row_pages > limits.pages > 0:
+            raise CapacityError(
+                f"{request.id!r} needs {entry.prompt_pages + entry.row_pages} KV pages of {limits.page} tokens, "
+                f"there are {limits.pages}",
+                remedy="lower max_tokens, shorten the prompt, or give the engine more memory",
+            )
+
+    def _entry(self, request: Request) -> _Entry:
+        if not self.limits.pages:
+            return _Entry(request, 0, 0)
+        prompt, new = len(request.prompt), self.new_tokens(request)
+        # A single sample takes its prompt's pages over, so they count as the row's.
+        if request.params.n == 1:
+            return _Entry(request, 0, -(-(prompt + new) // self.limits.page))
+        return _Entry(request, -(-prompt // self.limits.page), -(-new // self.limits.page))
+
+    def submit(self, request: Request) -> None:
+        """Queue a request.
+
+        Errors: as ``check``; InputError where a request of the same id is in flight.
+        """
+        self.check(request)
+        if request.id in self._entries:
+            raise InputError(f"two requests are called {request.id!r}", remedy="give each request its own id")
+        entry = self._entry(request)
+        self._entries[request.id] = entry
+        self._queue.append(entry)
+
+    def admit(self) -> list[Admission]:
+        """The samples that enter now; from here on they count as running."""
+        admissions: list[Admission] = []
+        prefill = 0
+        while self._queue and self.running < self.limits.max_batch:
+            entry = self._queue[0]
+            new, prompt = not entry.entered, len(entry.request.prompt)
+            if new and prefill and prefill + prompt > self.limits.prefill_tokens:
+                break
+            count = min(entry.waiting, self.limits.max_batch - self.running)
+            if entry.row_pages:
+                free = self.limits.pages - self.pages_reserved - (entry.prompt_pages if new else 0)
+                count = min(count, free // entry.row_pages)
+            if count <= 0:
+                break
+            prefill += prompt if new else 0
+            self.pages_reserved += count * entry.row_pages + (entry.prompt_pages if new else 0)
+            self.running += count
+            first, entry.entered, entry.running = entry.entered, entry.entered + count, entry.running + count
+            if not entry.waiting:
+                self._queue.popleft()
+            admissions.append(Admission(entry.request, first, count, new, not entry.waiting))
+        return admissions
+
+    def finished(self, request_id: str) -> None:
+        """One running sample of this request has left."""
+        entry = self._entries[request_id]
+        entry.running -= 1
+        self.running -= 1
+        self.pages_reserved -= entry.row_pages
+        self._retire(entry)
+
+    def cancel(self, request_id: str) -> bool:
+        """Drop the samples of this request that wait; running ones are the caller's to end. False if unknown."""
+        entry = self._entries.get(request_id)
+        if entry is None:
+            return False
+        if entry.waiting:
+            self._queue.remove(entry)
+            entry.dropped = True
+        self._retire(entry)
+        return True
+
+    def _retire(self, entry: _Entry) -> None:
+        if not entry.running and not entry.waiting:
+            self.pages_reserved -= entry.prompt_pages if entry.entered else 0
+            del self._entries[entry.request.id]

@@ -1,0 +1,213 @@
+"""A session: requests in, chains out, until all are done, cancelled or out of time.
+
+Between two decode steps it looks at the clock and at cancellations, lets samples enter, and, only when a step says
+that some row ended, turns those rows into chains and gives their places away.
+
+Usage: ``yield from Session(runner, decode, limits, started, deadline).run(requests)``; see engine.llm.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from thinkfast.engine.cache import PromptHandle
+from thinkfast.engine.pages import Ints
+from thinkfast.engine.request import Chain, Finish, Request
+from thinkfast.engine.rng import sample_key
+from thinkfast.engine.rows import Code, RowStart, Said
+from thinkfast.engine.runner import Runner, Start
+from thinkfast.engine.scheduler import Admission, Limits, Scheduler
+from thinkfast.engine.stops import find_stop
+
+
+@dataclass(slots=True)
+class Stats:
+    """What the engine has done since it was made; seconds are wall-clock."""
+
+    generated_tokens: int = 0
+    prefill_tokens: int = 0
+    steps: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated tokens over the seconds of prefill and decode together."""
+        seconds = self.prefill_seconds + self.decode_seconds
+        return self.generated_tokens / seconds if seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """Text at the engine's edge. decode: token ids to text; end_ids: end-of-sequence tokens, never part of the text;
+    stop: the number of the row table for some stop strings (0 for none).
+    """
+
+    decode: Callable[[Sequence[int]], str]
+    end_ids: frozenset[int]
+    stop: Callable[[tuple[str, ...]], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row's origin."""
+
+    request: Request
+    index: int
+
+
+@dataclass(slots=True)
+class Session:
+    """One run; ``started`` and ``deadline`` are times of time.monotonic."""
+
+    runner: Runner
+    codec: Codec
+    limits: Limits
+    stats: Stats
+    started: float
+    deadline: float
+    _scheduler: Scheduler = field(init=False)
+    _lineup: list[Sample] = field(init=False, default_factory=list)
+    _open: dict[str, PromptHandle] = field(init=False, default_factory=dict)
+    _cancelled: set[str] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._scheduler = Scheduler(self.limits)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request before the next step; may be called from another thread."""
+        self._cancelled.add(request_id)
+
+    def run(self, requests: Iterator[Request]) -> Iterator[Chain]:
+        """Chains in the order in which they finish."""
+        try:
+            more = True
+            while True:
+                more = more and self._pull(requests)
+                if self._cancelled:
+                    yield from self._cancel()
+                if time.monotonic() >= self.deadline:
+                    yield from self._end(dict.fromkeys(range(len(self._lineup)), "deadline"))
+                    return
+                if admissions := self._scheduler.admit():
+                    first = len(self._lineup)
+                    yield from self._settle(first, self._start(admissions))
+                if self._lineup:
+                    yield from self._settle(0, self._step())
+                elif not more and not self._scheduler.waiting:
+                    return
+        finally:
+            self._end(dict.fromkeys(range(len(self._lineup)), "cancelled"))
+            for handle in self._open.values():
+                self.runner.close(handle)
+            self._open.clear()
+
+    def _pull(self, requests: Iterator[Request]) -> bool:
+        """Keep a batch's worth of samples waiting; False when there are no more requests."""
+        while self._scheduler.waiting < self.limits.max_batch:
+            if (request := next(requests, None)) is None:
+                return False
+            self._scheduler.submit(request)
+        return True
+
+    def _start(self, admissions: Sequence[Admission]) -> Ints:
+        """Prefill what is new, fork what enters; returns the new rows' codes."""
+        began = time.monotonic()
+        if new := [a.request for a in admissions if a.new]:
+            handles = self.runner.prefill([request.prompt for request in new])
+            self._open.update(zip([request.id for request in new], handles, strict=True))
+            self.stats.prefill_tokens += sum(len(request.prompt) for request in new)
+        starts = []
+        for a in admissions:
+            request, params = a.request, a.request.params
+            samples = [Sample(request, request.first_index + a.first + i) for i in range(a.count)]
+            limit, stop = self._scheduler.new_tokens(request), self.codec.stop(params.stop)
+            keys = [sample_key(params.seed, request.id, sample.index) for sample in samples]
+            rows = tuple(RowStart(key, params, limit, len(request.prompt), stop) for key in keys)
+            starts.append(Start(self._open[request.id], rows, a.last))
+            self._lineup += samples
+            if a.last:
+                del self._open[request.id]
+        codes = self.runner.fork(starts)
+        self.stats.generated_tokens += len(codes)
+        self.stats.prefill_seconds += time.monotonic() - began
+        return codes
+
+    def _step(self) -> Ints:
+        began = time.monotonic()
+        codes = self.runner.step()
+        self.stats.steps += 1
+        self.stats.generated_tokens += len(codes)
+        self.stats.decode_seconds += time.monotonic() - began
+        return codes
+
+    def _settle(self, first: int, codes: Ints) -> Sequence[Chain]:
+        """End the rows, first .. on, whose codes say so."""
+        if not codes.any():
+            return ()
+        ended: dict[int, Finish] = {}
+        doubtful: list[int] = []
+        for row, code in zip((first + np.flatnonzero(codes)).tolist(), codes[codes != 0].tolist(), strict=True):
+            if code == Code.MAYBE_STOP:
+                doubtful.append(row)
+            else:
+                ended[row] = "length" if code == Code.LENGTH else "stop" if code == Code.EOS else "error"
+        for row, said in zip(doubtful, self.runner.said(doubtful), strict=True):
+            if find_stop(self._text(said.tokens), self._lineup[row].request.params.stop) is not None:
+                ended[row] = "stop"
+        return self._end(ended)
+
+    def _cancel(self) -> Sequence[Chain]:
+        cancelled, self._cancelled = self._cancelled, set()
+        for request_id in cancelled:
+            self._scheduler.cancel(request_id)
+            if (handle := self._open.pop(request_id, None)) is not None:
+                self.runner.close(handle)
+        rows = [row for row, sample in enumerate(self._lineup) if sample.request.id in cancelled]
+        return self._end(dict.fromkeys(rows, "cancelled"))
+
+    def _end(self, ended: dict[int, Finish]) -> Sequence[Chain]:
+        """Turn rows into chains and give their places away at once."""
+        if not ended:
+            return ()
+        said = self.runner.said(list(ended))
+        seconds = time.monotonic() - self.started
+        lineup = self._lineup
+        chains = [
+            self._chain(lineup[row], finish, words, seconds)
+            for (row, finish), words in zip(ended.items(), said, strict=True)
+        ]
+        for row in ended:
+            self._scheduler.finished(lineup[row].request.id)
+        moves = self.runner.release(list(ended))
+        for src, dst in zip(moves.src.tolist(), moves.dst.tolist(), strict=True):
+            lineup[dst] = lineup[src]
+        del lineup[len(lineup) - len(ended) :]
+        return chains
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self.codec.decode([token for token in tokens if token not in self.codec.end_ids])
+
+    def _chain(self, sample: Sample, finish: Finish, said: Said, seconds: float) -> Chain:
+        params = sample.request.params
+        # The token that came with an error was drawn from nothing.
+        end = len(said.tokens) - (finish == "error")
+        tokens, logprobs = said.tokens[:end], said.logprobs[:end]
+        text = self._text(tokens)
+        if params.stop and (cut := find_stop(text, params.stop)) is not None:
+            text, finish = text[:cut], "stop"
+        return Chain(
+            request=sample.request.id,
+            index=sample.index,
+            tokens=tokens,
+            text=text,
+            logprob=sum(logprobs),
+            logprobs=logprobs if params.logprobs else None,
+            finish=finish,
+            seconds=seconds,
+            prompt_tokens=len(sample.request.prompt),
+        )

@@ -1,0 +1,122 @@
+"""What an evaluation runs: its config, the systems it names, and its claim on an output folder.
+
+Usage: ``EvalConfig(models=("tiny", "mine=runs/d/model"), problems="tiny_test", limit=20, n=8, seconds=60)``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from thinkfast import yaml12
+from thinkfast.config import read_yaml, to_yaml
+from thinkfast.engine.request import SamplingParams
+from thinkfast.errors import InputError, OutputError
+from thinkfast.files import require_output_dir
+
+MARKER = "eval.yaml"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+_LABELLED = re.compile(r"([\w][\w .+-]*)=(.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class EvalConfig:
+    """An evaluation: every model answers the same problems under the same caps.
+
+    models: names or folders, each optionally `label=model`. problems, limit, problem_seed: as for `load_problems`.
+    n: samples per problem, None for as many as the seconds allow. seconds: budget of each model for the whole problem
+    set, None for as long as n samples take. unit: samples of every problem that are made, and kept, together: a kill
+    loses at most one unit, a larger one fills batches better. The rest is as for `SamplingParams` and `LLM`.
+    """
+
+    models: tuple[str, ...]
+    problems: str = "tiny_test"
+    limit: int | None = None
+    problem_seed: int | None = None
+    n: int | None = 8
+    seconds: float | None = None
+    unit: int = 4
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int = 512
+    max_batch: int = 64
+    seed: int = 0
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    device: str = "cpu"
+
+    def validate(self) -> None:
+        """Refuse numbers out of range. Errors: InputError."""
+        system_list(self.models)
+        if self.n is None and self.seconds is None:
+            raise InputError("neither n nor seconds is given", remedy="cap the run: -n 8, --seconds 60, or both")
+        if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds > 0):
+            raise InputError(f"seconds is {self.seconds}, a budget must be positive", remedy="pass --seconds 60")
+        for name, value in (("n", self.n), ("unit", self.unit), ("max_batch", self.max_batch), ("limit", self.limit)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}", remedy=f"pass {name} of at least 1")
+        SamplingParams(1, self.temperature, self.top_p, self.top_k, self.min_p, self.max_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A model under the name that log and report give it."""
+
+    name: str
+    model: str
+
+
+def system_list(models: Sequence[str]) -> list[System]:
+    """The systems that `models` name: "tiny", a folder, or "label=either".
+
+    A folder without a label goes by its own name, or its parent's where that is "model", as a distillation writes it.
+    Errors: InputError for an empty list or two systems of one name.
+    """
+    if not models:
+        raise InputError("no model to evaluate", remedy="name one: --model tiny")
+    systems = []
+    for text in models:
+        labelled = None if Path(text).exists() else _LABELLED.fullmatch(text)
+        path = Path(text)
+        name = path.parent.name if path.name == "model" and path.parent.name else path.name
+        systems.append(System(labelled[1], labelled[2]) if labelled else System(name or text, text))
+    names = [system.name for system in systems]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(
+            f"two systems are called {twice!r}", remedy=f"label them: --model {twice}=PATH --model other=PATH"
+        )
+    return systems
+
+
+def claim(config: EvalConfig, out: Path) -> None:
+    """Make `out` this evaluation's folder, or find that it is.
+
+    Errors: OutputError where it holds something else, or an evaluation that differs; the message says in what.
+    """
+    if not require_output_dir(out, MARKER, to_yaml(config)):
+        return
+    there, here = read_yaml(out / MARKER), yaml12.parse(to_yaml(config))
+    changed = [f"{key} was {_shown(old)} and is {_shown(new)}" for key, old, new in _differences(there, here)]
+    if changed:
+        raise OutputError(
+            f"{out} holds an evaluation with another config: {', '.join(changed)}",
+            remedy="choose another --out, or run it as it was begun",
+        )
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for key in dict.fromkeys([*there, *here]):
+        if there.get(key) != here.get(key):
+            yield key, there.get(key), here.get(key)
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,226 @@
+"""One system's run: units of chains through the engine, judged as they finish, under that system's own clock.
+
+The clock starts when the model is loaded and warmed up (a full batch of a few tokens, thrown away) and counts
+everything from there: prefill, sampling, answer extraction and checking. `report.evaluate` strings such runs together.
+
+Usage: ``SystemRun(config, system, spec, problems, log, checker).go(on_start, on_chain)``.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from thinkfast.data.problems import Problem
+from thinkfast.engine.llm import LLM
+from thinkfast.engine.request import Chain, Request, SamplingParams
+from thinkfast.errors import OutputError, ProblemError
+from thinkfast.judge.answer import Equivalence, judge
+from thinkfast.models.loading import load_model
+from thinkfast.models.spec import ModelSpec
+from thinkfast.report.evalconfig import DTYPES, EvalConfig, System
+from thinkfast.report.samples import Row, SampleLog, Unit
+
+WARM_UP_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SystemRecord:
+    """What a system's run came to, as in `eval.json`.
+
+    family: "teacher" (attention only), "hybrid" or "pure". complete_samples: samples that every problem has.
+    cut: chains ended by the budget. ended: which cap ended the run, "n" or "seconds".
+    """
+
+    name: str
+    model: str
+    sha: str
+    family: str
+    parameters: int
+    load_seconds: float
+    wall_seconds: float
+    prompt_tokens: int
+    generated_tokens: int
+    tokens_per_second: float
+    samples: int
+    complete_samples: int
+    cut: int
+    ended: str
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A system begins, or goes on: chains it will make at most (None: until the budget ends), and those it has."""
+
+    system: str
+    chains: int | None
+    done: int
+    seconds: float
+
+
+class SystemRun:
+    """One system's run, from its last committed unit to its end."""
+
+    def __init__(
+        self,
+        config: EvalConfig,
+        system: System,
+        spec: ModelSpec,
+        problems: list[Problem],
+        log: SampleLog,
+        checker: Equivalence | None,
+    ) -> None:
+        self.config, self.system, self.spec, self.problems = config, system, spec, problems
+        self.log, self.checker = log, checker
+        self.order = {problem.id: at for at, problem in enumerate(problems)}
+        self.gold = {problem.id: problem.answer for problem in problems}
+        self.problems_sha = hashlib.sha256(repr([(p.id, p.question, p.answer) for p in problems]).encode()).hexdigest()
+        self.units = [unit for unit in log.units if unit.system == system.name]
+        self.base = self.units[-1].seconds if self.units else 0.0
+        self.started = 0.0
+
+    def go(self, on_start: Callable[[Start], None] | None, on_chain: Callable[[Row], None] | None) -> SystemRecord:
+        config, count = self.config, len(self.problems)
+        began = time.monotonic()
+        loaded = load_model(self.system.model, DTYPES[config.dtype], config.device)
+        self._same_inputs(loaded.sha)
+        prompts = self._prompts(loaded.tokenizer.chat)
+        longest = max(map(len, prompts)) + config.max_tokens
+        if self.spec.n_attention:
+            longest = min(longest, self.spec.max_positions)
+        rows = min(config.max_batch, count * min(config.unit, config.n or config.unit))
+        llm = LLM(loaded, rows, longest)
+        self._warm_up(llm, prompts, rows)
+        load_seconds = time.monotonic() - began
+        if on_start is not None:
+            chains = None if config.n is None else config.n * count
+            on_start(Start(self.system.name, chains, sum(unit.rows for unit in self.units), self.base))
+        gc.collect()
+        self.started = time.monotonic()
+        while (size := self._next_size()) > 0:
+            self._unit(llm, prompts, size, loaded.sha, on_chain)
+        return self._record(loaded.sha, load_seconds)
+
+    def _same_inputs(self, model_sha: str) -> None:
+        for unit in self.units:
+            if (unit.model_sha, unit.problems_sha) != (model_sha, self.problems_sha):
+                what = "weights" if unit.model_sha != model_sha else "problems"
+                raise OutputError(
+                    f"the {what} for {self.system.name!r} have changed since {self.log.path.parent} was begun",
+                    remedy="choose a new folder with --out",
+                )
+
+    def now(self) -> float:
+        """Seconds of this system's run, those before a kill included."""
+        return self.base + time.monotonic() - self.started
+
+    def _prompts(self, chat: Callable[[str], list[int]]) -> list[tuple[int, ...]]:
+        prompts = []
+        for problem in self.problems:
+            prompt = tuple(chat(problem.question))
+            if self.spec.n_attention and len(prompt) >= self.spec.max_positions:
+                raise ProblemError(
+                    f"problem {problem.id!r} has {len(prompt)} tokens, and {self.system.name!r} was made for "
+                    f"{self.spec.max_positions}",
+                    remedy="leave the problem out, or evaluate a model with more positions",
+                )
+            prompts.append(prompt)
+        return prompts
+
+    def _params(self, n: int) -> SamplingParams:
+        c = self.config
+        return SamplingParams(n, c.temperature, c.top_p, c.top_k, c.min_p, c.max_tokens, seed=c.seed)
+
+    def _warm_up(self, llm: LLM, prompts: list[tuple[int, ...]], rows: int) -> None:
+        """Touch memory and kernels as a unit will: a full batch of a few tokens."""
+        each = -(-rows // len(prompts))
+        params = replace(self._params(each), max_tokens=WARM_UP_TOKENS, ignore_eos=True)
+        chains = list(llm.stream([Request(f"warm-up {i}", prompt, params) for i, prompt in enumerate(prompts)]))
+        judge(chains[0].text, "1", self.checker)
+
+    def _next_size(self) -> int:
+        """Samples per problem of the next unit; 0 when the run is over."""
+        c = self.config
+        if (self.units and self.units[-1].final) or (c.seconds is not None and self.now() >= c.seconds):
+            return 0
+        return c.unit if c.n is None else max(0, min(c.unit, c.n - self._first()))
+
+    def _first(self) -> int:
+        return sum(unit.count for unit in self.units)
+
+    def _unit(
+        self, llm: LLM, prompts: list[tuple[int, ...]], size: int, sha: str, on_chain: Callable[[Row], None] | None
+    ) -> None:
+        first, params = self._first(), self._params(size)
+        requests = [
+            Request(problem.id, prompt, params, first) for problem, prompt in zip(self.problems, prompts, strict=True)
+        ]
+        prefilled, generated = llm.stats.prefill_tokens, llm.stats.generated_tokens
+        budget = math.inf if self.config.seconds is None else self.config.seconds
+        left = None if self.config.seconds is None else max(budget - self.now(), 1e-9)
+        rows: list[Row] = []
+        for chain in llm.stream(requests, left):
+            row = self._row(chain)
+            if row.finish not in ("deadline", "cancelled") and row.seconds <= budget:
+                rows.append(row)
+                if on_chain is not None:
+                    on_chain(row)
+        rows.sort(key=lambda row: (self.order[row.problem], row.sample))
+        cut = size * len(requests) - len(rows)
+        unit = Unit(
+            system=self.system.name,
+            first=first,
+            count=size,
+            rows=len(rows),
+            cut=cut,
+            seconds=self.now(),
+            prompt_tokens=llm.stats.prefill_tokens - prefilled,
+            generated_tokens=llm.stats.generated_tokens - generated,
+            final=cut > 0,
+            model_sha=sha,
+            problems_sha=self.problems_sha,
+        )
+        self.log.commit(rows, unit)
+        self.units.append(unit)
+
+    def _row(self, chain: Chain) -> Row:
+        # A chain that ran out of tokens has a last number too, but it has not answered: only a marked answer counts.
+        verdict = judge(chain.text, self.gold[chain.request], self.checker, last_number=chain.finish == "stop")
+        return Row(
+            system=self.system.name,
+            problem=chain.request,
+            sample=chain.index,
+            tokens=len(chain.tokens),
+            text=chain.text,
+            answer=verdict.answer,
+            key=verdict.key,
+            correct=verdict.correct,
+            finish=chain.finish,
+            logprob=chain.logprob if math.isfinite(chain.logprob) else None,
+            seconds=round(self.now(), 6),
+        )
+
+    def _record(self, sha: str, load_seconds: float) -> SystemRecord:
+        units = self.units
+        wall, generated = (units[-1].seconds if units else 0.0), sum(unit.generated_tokens for unit in units)
+        family = "hybrid" if self.spec.n_attention else "pure"
+        return SystemRecord(
+            name=self.system.name,
+            model=self.system.model,
+            sha=sha,
+            family=family if self.spec.is_student else "teacher",
+            parameters=self.spec.n_params,
+            load_seconds=load_seconds,
+            wall_seconds=wall,
+            prompt_tokens=sum(unit.prompt_tokens for unit in units),
+            generated_tokens=generated,
+            tokens_per_second=generated / wall if wall else 0.0,
+            samples=sum(unit.rows for unit in units),
+            complete_samples=sum(unit.count for unit in units if not unit.cut),
+            cut=sum(unit.cut for unit in units),
+            ended="n" if self._first() == self.config.n and not units[-1].final else "seconds",
+        )

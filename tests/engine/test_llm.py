@@ -1,0 +1,428 @@
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+from toy_models import EOS, SPECS, engine, loaded, reference_logprobs
+
+from thinkfast.engine.cache import Usage
+from thinkfast.engine.llm import LLM
+from thinkfast.engine.request import Chain, Request, SamplingParams
+from thinkfast.engine.rng import sample_key, uniform
+from thinkfast.errors import CapacityError, InputError
+
+EMPTY = Usage(0, 0, 0, 0)
+SAMPLED = SamplingParams(temperature=0.9, max_tokens=60, logprobs=True, seed=1, ignore_eos=True)
+
+
+def prompt(length: int, salt: int = 0) -> list[int]:
+    return [(7 * i + salt) % 60 + 4 for i in range(length)]
+
+
+def tokens(chains: list[list[Chain]]) -> list[list[tuple[int, ...]]]:
+    return [[chain.tokens for chain in row] for row in chains]
+
+
+def with_params(base: SamplingParams, **changes: object) -> SamplingParams:
+    fields = {name: getattr(base, name) for name in SamplingParams.__slots__}
+    return SamplingParams(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_prefill_and_steps_equal_the_full_forward(kind: str, n: int) -> None:
+    """Logits of every position, and the very tokens that the reference logits and the counters give."""
+    llm = engine(kind)
+    prompts = [prompt(length) for length in (1, 2, 3, 4, 5, 63, 64, 65, 130)]
+    params = with_params(SAMPLED, n=n, max_tokens=80)
+    for number, (p, chains) in enumerate(zip(prompts, llm.generate(prompts, params), strict=True)):
+        assert [chain.index for chain in chains] == list(range(n))
+        for chain in chains:
+            reference = reference_logprobs(llm.loaded.model, p, chain.tokens)
+            found = torch.tensor(chain.logprobs)
+            torch.testing.assert_close(found, reference[range(80), chain.tokens], atol=1e-4, rtol=0)
+            probs = (reference / params.temperature).softmax(-1).cumsum(-1)
+            key = sample_key(params.seed, str(number), chain.index)
+            u = uniform(torch.full((80,), key), torch.arange(80))
+            # Where the uniform lies within rounding of a boundary, either neighbour is right.
+            near = (probs - u[:, None]).abs().min(-1).values < 1e-5
+            want = torch.searchsorted(probs, u[:, None], right=True).squeeze(1)
+            assert (near | (want == torch.tensor(chain.tokens))).all()
+            assert chain.logprob == pytest.approx(sum(chain.logprobs or ()))
+            assert (chain.finish, chain.prompt_tokens, len(chain.tokens)) == ("length", len(p), 80)
+
+
+def test_a_fork_equals_independent_prefills(kind: str) -> None:
+    llm = engine(kind)
+    p, params = tuple(prompt(70)), with_params(SAMPLED, n=6)
+    forked = list(llm.stream([Request("q", p, params)]))
+    single = with_params(params, n=1)
+    alone = [next(iter(list(llm.stream([Request("q", p, single, first_index=i)])))) for i in range(6)]
+    assert sorted((c.index, c.tokens) for c in forked) == [(c.index, c.tokens) for c in alone]
+    assert len({c.tokens for c in alone}) == 6
+
+
+def test_a_ragged_batch_equals_batches_of_one(kind: str) -> None:
+    prompts = [prompt(length, salt=length) for length in (1, 2, 3, 4, 5, 40, 64, 100)]
+    params = with_params(SAMPLED, n=2, ignore_eos=False)
+    together = engine(kind, max_batch=5).generate(prompts, params)
+    assert {len(c.tokens) for row in together for c in row} != {60}, "rows should leave at different times"
+    alone = list(engine(kind, max_batch=1).stream(Request(str(i), tuple(p), params) for i, p in enumerate(prompts)))
+    for i, row in enumerate(together):
+        assert [c.tokens for c in row] == [c.tokens for c in alone if c.request == str(i)]
+
+
+def test_the_same_call_gives_the_same_bits(kind: str) -> None:
+    prompts = [prompt(length) for length in (3, 20, 90)]
+    params = with_params(SAMPLED, n=5, ignore_eos=False)
+    llm = engine(kind, max_batch=4)
+    first = [[(c.tokens, c.logprobs, c.finish) for c in row] for row in llm.generate(prompts, params)]
+    again = [[(c.tokens, c.logprobs, c.finish) for c in row] for row in llm.generate(prompts, params)]
+    other = [[(c.tokens, c.logprobs, c.finish) for c in row] for row in engine(kind, 4).generate(prompts, params)]
+    assert first == again == other
+    assert first != [
+        [(c.tokens, c.logprobs, c.finish) for c in row] for row in llm.generate(prompts, with_params(params, seed=2))
+    ]
+
+
+def test_greedy_is_the_argmax_of_the_reference(kind: str) -> None:
+    llm = engine(kind)
+    for params in (SamplingParams(temperature=0, max_tokens=30), SamplingParams(temperature=3, top_k=1, max_tokens=30)):
+        for row in llm.generate([prompt(9), prompt(4)], with_params(params, ignore_eos=True, n=2)):
+            assert row[0].tokens == row[1].tokens
+        reference = reference_logprobs(llm.loaded.model, prompt(4), row[0].tokens)
+        assert tuple(reference.argmax(-1).tolist()) == row[0].tokens
+
+
+def test_end_of_sequence_is_kept_in_the_tokens_and_not_in_the_text() -> None:
+    llm = engine("teacher")
+    params = SamplingParams(n=24, temperature=1.5, max_tokens=100)
+    (chains,) = llm.generate([prompt(5)], params)
+    stopped = [c for c in chains if c.finish == "stop"]
+    assert 5 < len(stopped) < 24
+    for chain in chains:
+        assert EOS not in chain.tokens[:-1]
+        assert (chain.tokens[-1] == EOS) == (chain.finish == "stop")
+        assert chain.text == "".join(chr(48 + t) for t in chain.tokens if t != EOS)
+    (forced,) = llm.generate([prompt(5)], with_params(params, ignore_eos=True))
+    assert {len(c.tokens) for c in forced} == {100}
+    for chain, whole in zip(chains, forced, strict=True):
+        assert whole.tokens[: len(chain.tokens)] == chain.tokens
+
+
+@pytest.mark.parametrize("stop", [("A",), ("AB", "k"), ("xyz", "A", "9")])
+def test_stop_strings_cut_the_text_at_the_first(stop: tuple[str, ...]) -> None:
+    llm = engine("teacher")
+    params = with_params(SAMPLED, n=20, max_tokens=150)
+    (free,) = llm.generate([prompt(5)], params)
+    (cut,) = llm.generate([prompt(5)], with_params(params, stop=stop))
+    hit = 0
+    for whole, chain in zip(free, cut, strict=True):
+        places = [whole.text.find(s) for s in stop if s in whole.text]
+        if not places:
+            assert (chain.text, chain.finish) == (whole.text, "length")
+            continue
+        hit += 1
+        assert (chain.text, chain.finish) == (whole.text[: min(places)], "stop")
+        assert chain.tokens == whole.tokens[: len(chain.tokens)]
+        said = "".join(chr(48 + t) for t in chain.tokens if t != EOS)
+        assert any(said.endswith(s) for s in stop), "it ended later than it had to"
+    assert hit
+
+
+def test_one_token_and_one_free_token_of_room() -> None:
+    llm = engine("hybrid", max_len=50)
+    ((one,),) = llm.generate([prompt(5)], with_params(SAMPLED, max_tokens=1))
+    assert (len(one.tokens), one.finish) == (1, "length")
+    ((full,),) = llm.generate([prompt(49)], SAMPLED)
+    assert (len(full.tokens), full.finish) == (1, "length")
+    assert llm._runner.usage == EMPTY
+
+
+def test_queued_samples_enter_when_rows_leave() -> None:
+    llm = engine("teacher", max_batch=4)
+    rows = []
+    step = llm._runner.step
+
+    def watched() -> object:
+        rows.append(llm._runner.usage.rows)
+        return step()
+
+    llm._runner.step = watched  # type: ignore[method-assign]
+    llm.generate([prompt(5), prompt(8), prompt(90)], with_params(SAMPLED, n=7, ignore_eos=False, temperature=1.5))
+    # The batch is full at every step until the queue is empty; then it only shrinks.
+    assert rows[: rows.index(3)] == [4] * rows.index(3)
+    assert all(a >= b for a, b in itertools.pairwise(rows))
+
+
+def test_cancel_ends_one_request_and_no_other(kind: str) -> None:
+    llm = engine(kind, max_batch=4)
+    params = with_params(SAMPLED, n=3, max_tokens=40)
+    expected = tokens(llm.generate([prompt(5), prompt(6), prompt(7)], params))
+    found: list[Chain] = []
+    requests = [Request(str(i), tuple(prompt(5 + i)), params) for i in range(3)]
+    requests.insert(0, Request("long", tuple(prompt(66)), with_params(params, n=9, max_tokens=300)))
+    stream = llm.stream(requests)
+    watchdog = iter(range(10_000))
+    step = llm._runner.step
+
+    def cancel_at_step_twenty() -> object:
+        if next(watchdog) == 20:
+            llm.cancel("long")
+            llm.cancel("unknown")
+        return step()
+
+    llm._runner.step = cancel_at_step_twenty  # type: ignore[method-assign]
+    found = list(stream)
+    gone = [c for c in found if c.request == "long"]
+    assert [(c.finish, len(c.tokens)) for c in gone] == [("cancelled", 22)] * 4
+    assert all(c.finish == "length" for c in found if c.request != "long")
+    for i in range(3):
+        mine = sorted((c for c in found if c.request == str(i)), key=lambda c: c.index)
+        assert [c.tokens for c in mine] == expected[i]
+    assert llm._runner.usage == EMPTY
+
+
+def test_cancel_from_another_thread() -> None:
+    llm = engine("pure", max_batch=2)
+    timer = threading.Timer(0.2, llm.cancel, ("0",))
+    timer.start()
+    endless = with_params(SAMPLED, n=10_000, max_tokens=399)
+    (chains,) = llm.generate([prompt(1)], endless)
+    assert {c.finish for c in chains} <= {"cancelled", "length"}
+    assert sum(c.finish == "cancelled" for c in chains) == 2
+
+
+def test_a_deadline_is_kept_and_everything_so_far_comes_back(kind: str) -> None:
+    llm = engine(kind, max_batch=8, max_len=1000)
+    params = with_params(SAMPLED, n=100, max_tokens=900)
+    llm.generate([prompt(5)], with_params(params, max_tokens=3))
+    llm.stats.decode_seconds, llm.stats.steps = 0.0, 0
+    began = time.monotonic()
+    (chains,) = llm.generate([prompt(5)], params, seconds=0.3)
+    took = time.monotonic() - began
+    one_step = llm.stats.decode_seconds / llm.stats.steps
+    assert 0.3 <= took < 0.3 + 10 * one_step + 0.05
+    running = [c for c in chains if c.finish == "deadline"]
+    assert len(running) == 8
+    assert all(0.3 <= c.seconds <= took for c in running)
+    assert all(c.tokens and len(c.text) == sum(t != EOS for t in c.tokens) for c in running)
+    assert llm._runner.usage == EMPTY
+    (free,) = llm.generate([prompt(5)], with_params(params, n=8, max_tokens=max(len(c.tokens) for c in running)))
+    for chain in running[:8]:
+        if chain.index < 8:
+            assert free[chain.index].tokens[: len(chain.tokens)] == chain.tokens
+
+
+def test_seconds_of_a_chain_count_from_the_call_and_include_waiting() -> None:
+    llm = engine("pure", max_batch=1)
+    began = time.monotonic()
+    seen: list[tuple[Chain, float]] = []
+    llm.generate(
+        [prompt(5)] * 3, with_params(SAMPLED, n=2), on_chain=lambda c: seen.append((c, time.monotonic() - began))
+    )
+    assert len(seen) == 6
+    assert all(0 <= now - c.seconds < 0.05 for c, now in seen)
+    assert [c.seconds for c, _ in seen] == sorted(c.seconds for c, _ in seen)
+
+
+def test_a_stream_draws_requests_as_room_appears_and_frees_all_when_closed() -> None:
+    llm = engine("hybrid", max_batch=4)
+    drawn = 0
+
+    def endless() -> Iterator[Request]:
+        nonlocal drawn
+        while True:
+            yield Request(str(drawn), tuple(prompt(5)), with_params(SAMPLED, n=2, max_tokens=1 + drawn))
+            drawn += 1
+
+    stream = llm.stream(endless())
+    chains = [next(stream) for _ in range(9)]
+    assert len({(c.request, c.index) for c in chains}) == 9
+    assert drawn < 12
+    with pytest.raises(InputError, match="open stream"):
+        llm.generate([prompt(3)], SAMPLED)
+    stream.close()  # type: ignore[attr-defined]
+    assert llm._runner.usage == EMPTY
+    assert llm.generate([prompt(3)], SAMPLED)[0][0].finish == "length"
+
+
+def test_an_error_in_a_lazy_request_frees_what_runs() -> None:
+    llm = engine("teacher", max_batch=4)
+    requests = iter([Request("a", tuple(prompt(5)), SAMPLED), Request("b", (), SAMPLED)])
+    with pytest.raises(InputError, match="'b' is empty"):
+        list(llm.stream(requests))
+    assert llm._runner.usage == EMPTY
+
+
+def test_nan_in_one_rows_logits_ends_that_row_alone(kind: str) -> None:
+    llm = engine(kind, max_batch=6)
+    params = with_params(SAMPLED, n=3, max_tokens=40)
+    prompts = [prompt(5), prompt(70)]
+    expected = tokens(llm.generate(prompts, params))
+    model, calls = llm.loaded.model, itertools.count()
+    logits = model.logits
+
+    def poisoned(hidden: torch.Tensor) -> torch.Tensor:
+        out = logits(hidden)
+        if next(calls) == 12:
+            out[1, 5] = float("nan")
+            out[4] = float("inf")
+        return out
+
+    model.logits = poisoned  # type: ignore[method-assign]
+    found = llm.generate(prompts, params)
+    assert [[c.finish for c in row] for row in found] == [["length", "error", "length"]] * 2
+    for row, want in zip(found, expected, strict=True):
+        assert (row[0].tokens, row[2].tokens) == (want[0], want[2])
+        assert row[1].tokens == want[1][:12]
+        assert math.isfinite(row[1].logprob)
+    assert llm._runner.usage == EMPTY
+
+
+@pytest.mark.parametrize("where", ["prompt", "state"])
+def test_nan_in_the_cache_stays_in_its_row(kind: str, where: str) -> None:
+    """A poisoned embedding makes keys, values and states NaN; who never sees the token never notices."""
+    llm = engine(kind, max_batch=6)
+    params = with_params(SAMPLED, n=2, max_tokens=100)
+    clean = [p for p in (prompt(5), prompt(70)) if 4 not in p[:2]]
+    expected = tokens(llm.generate(clean, params))
+    llm.loaded.model.embed.weight[63] = float("nan")
+    weight = llm.loaded.model.embed.weight.clone()
+    llm.loaded.model.logits = lambda hidden: hidden @ weight.nan_to_num(0.0).T  # type: ignore[method-assign]
+    poison = [63] * 70 if where == "prompt" else [20, 63]
+    found = llm.generate([*clean, poison], params)
+    assert {c.finish for c in found[-1]} == {"error"}
+    seen = [c for row in found[:-1] for c in row if 63 in c.tokens]
+    assert all(c.finish == "error" for c in seen if c.tokens[-1] != 63)
+    for row, want in zip(found, expected, strict=False):
+        for chain, w in zip(row, want, strict=True):
+            if 63 not in w:
+                assert (chain.tokens, chain.finish) == (w, "length")
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), -math.inf])
+def test_a_budget_must_be_positive(seconds: float) -> None:
+    with pytest.raises(InputError, match="budget must be positive"):
+        engine("pure").generate([prompt(3)], SAMPLED, seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"n": 0},
+        {"max_tokens": 0},
+        {"temperature": -0.1},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"top_p": math.nan},
+        {"top_k": -1},
+        {"min_p": -0.1},
+        {"min_p": 1.5},
+        {"stop": ("",)},
+        {"stop": "x"},
+    ],
+    ids=str,
+)
+def test_sampling_parameters_are_checked(bad: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=next(iter(bad))) as caught:
+        with_params(SAMPLED, **bad)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        ([], "empty"),
+        ("", "prompt 1 is empty"),
+        (" \n", "prompt 1 is empty"),
+        (prompt(400), "400 tokens and max_len is 400"),
+        ([5, 64], "token 64"),
+        ([-1], "token -1"),
+    ],
+)
+def test_a_bad_prompt_is_refused_before_anything_runs(bad: list[int] | str, match: str) -> None:
+    llm = engine("teacher")
+    with pytest.raises(InputError, match=match):
+        llm.generate([prompt(3), bad], SAMPLED)
+    assert llm.stats.prefill_tokens == 0
+    assert llm.generate([prompt(3)], SAMPLED)
+
+
+def test_text_prompts_go_through_the_chat_template() -> None:
+    llm = engine("teacher")
+    ((a,), (b,)) = llm.generate(["What?", llm.tokenizer.chat("What?")], with_params(SAMPLED, temperature=0))
+    assert a.tokens == b.tokens
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"max_batch": 0}, InputError, "max_batch is 0"),
+        ({"max_len": 1}, InputError, "max_len is 1"),
+        ({"max_len": 1025}, InputError, "made for 1024 positions"),
+        ({"max_batch": 10**9}, CapacityError, "does not fit"),
+    ],
+)
+def test_sizes_are_checked(arguments: dict[str, int], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        LLM(loaded("teacher"), **arguments)
+
+
+def test_a_model_without_attention_has_no_limit_of_positions() -> None:
+    llm = LLM(loaded("pure"), max_batch=2, max_len=1500)
+    ((chain,),) = llm.generate([prompt(5)], with_params(SAMPLED, max_tokens=1200))
+    assert len(chain.tokens) == 1200
+
+
+def test_stats_count_everything_once() -> None:
+    llm = engine("hybrid", max_batch=4)
+    chains = llm.generate([prompt(5), prompt(9)], with_params(SAMPLED, n=3, ignore_eos=False))
+    assert llm.stats.generated_tokens == sum(len(c.tokens) for row in chains for c in row)
+    assert llm.stats.prefill_tokens == 14
+    assert 0 < llm.stats.prefill_seconds
+    assert 0 < llm.stats.decode_seconds
+    assert llm.stats.tokens_per_second > 0
+
+
+def test_random_streams_with_cancels_and_deadlines_leak_nothing(kind: str) -> None:
+    llm = engine(kind, max_batch=5, max_len=120)
+    rng = torch.Generator().manual_seed(3)
+
+    def pick(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=rng))
+
+    for round_number in range(12):
+        requests = [
+            Request(
+                f"{i}",
+                tuple(prompt(pick(1, 100))),
+                with_params(SAMPLED, n=pick(1, 8), max_tokens=pick(1, 60), ignore_eos=bool(pick(0, 2)), seed=i),
+            )
+            for i in range(pick(1, 8))
+        ]
+        counts = {r.id: 0 for r in requests}
+        stream = llm.stream(requests, seconds=0.05 if round_number % 3 == 0 else None)
+        for chain in stream:
+            counts[chain.request] += 1
+            if pick(0, 4) == 0:
+                llm.cancel(str(pick(0, 8)))
+            if round_number % 4 == 3 and pick(0, 10) == 0:
+                stream.close()  # type: ignore[attr-defined]
+                break
+        assert all(counts[r.id] <= r.params.n for r in requests)
+        assert llm._runner.usage == EMPTY
+
+
+def test_every_kind_has_a_plan_that_prints(kind: str) -> None:
+    llm = engine(kind)
+    text = str(llm.plan)
+    assert "8 rows of up to 400 tokens" in text
+    assert (llm.plan.kv_bytes > 0) == (SPECS[kind].n_attention > 0)
+    assert (llm.plan.state_bytes > 0) == SPECS[kind].is_student

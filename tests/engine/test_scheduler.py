@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thinkfast.engine.request import Request, SamplingParams
+from thinkfast.engine.scheduler import Limits, Scheduler
+from thinkfast.errors import CapacityError, InputError
+
+LIMITS = Limits(max_batch=8, max_len=100, pages=40, page=10, prefill_tokens=64)
+
+
+def request(name: str, n: int = 1, prompt: int = 5, new: int = 20) -> Request:
+    return Request(name, tuple(range(prompt)), SamplingParams(n=n, max_tokens=new))
+
+
+def test_samples_of_one_request_enter_as_rows_appear() -> None:
+    scheduler = Scheduler(LIMITS)
+    scheduler.submit(request("a", n=11))
+    (first,) = scheduler.admit()
+    assert (first.first, first.count, first.new, first.last) == (0, 8, True, False)
+    assert scheduler.admit() == []
+    scheduler.finished("a")
+    (second,) = scheduler.admit()
+    assert (second.first, second.count, second.new, second.last) == (8, 1, False, False)
+    scheduler.finished("a")
+    scheduler.finished("a")
+    (third,) = scheduler.admit()
+    assert (third.first, third.count, third.last) == (9, 2, True)
+
+
+def test_prefill_between_two_steps_is_bounded_but_never_starves() -> None:
+    scheduler = Scheduler(LIMITS)
+    for name in "abc":
+        scheduler.submit(request(name, prompt=40))
+    assert [a.request.id for a in scheduler.admit()] == ["a"]
+    assert [a.request.id for a in scheduler.admit()] == ["b"]
+    alone = Scheduler(LIMITS)
+    alone.submit(request("long", prompt=90))
+    assert [a.request.id for a in alone.admit()] == ["long"]
+
+
+def test_pages_are_reserved_for_the_worst_case() -> None:
+    scheduler = Scheduler(LIMITS)
+    scheduler.submit(request("a", n=8, prompt=50, new=50))  # 5 for the prompt, 5 a row: 7 rows fit in 40
+    (admission,) = scheduler.admit()
+    assert admission.count == 7
+    assert scheduler.pages_reserved == 40
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "match"),
+    [
+        (request("a", prompt=0), InputError, "empty"),
+        (request("a", prompt=100), InputError, "100 tokens and max_len is 100"),
+    ],
+)
+def test_what_can_never_run_is_refused(bad: Request, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        Scheduler(LIMITS).submit(bad)
+
+
+def test_what_can_never_fit_is_refused() -> None:
+    with pytest.raises(CapacityError, match="needs 10 KV pages of 10 tokens, there are 3"):
+        Scheduler(Limits(8, 100, 3, 10, 64)).submit(request("a", prompt=50, new=50))
+
+
+def test_an_id_may_be_used_again_only_after_its_chains_are_done() -> None:
+    scheduler = Scheduler(LIMITS)
+    scheduler.submit(request("a"))
+    with pytest.raises(InputError, match="'a'"):
+        scheduler.submit(request("a"))
+    scheduler.admit()
+    scheduler.finished("a")
+    scheduler.submit(request("a"))
+
+
+requests = st.builds(request, st.uuids().map(str), st.integers(1, 20), st.integers(1, 90), st.integers(1, 200))
+
+
+@given(st.lists(requests, max_size=8, unique_by=lambda r: r.id), st.data())
+def test_every_sample_enters_once_in_order_and_nothing_is_left_over(queue: list[Request], data: st.DataObject) -> None:
+    scheduler = Scheduler(LIMITS)
+    for r in queue:
+        scheduler.submit(r)
+    running: list[str] = []
+    entered: list[tuple[str, int]] = []
+    cancelled: set[str] = set()
+    fresh: set[str] = set()
+    while scheduler.waiting or running:
+        for a in scheduler.admit():
+            assert a.new == (a.request.id not in fresh)
+            assert a.last == (a.first + a.count == a.request.params.n)
+            fresh.add(a.request.id)
+            entered += [(a.request.id, a.first + i) for i in range(a.count)]
+            running += [a.request.id] * a.count
+        assert len(running) == scheduler.running <= LIMITS.max_batch
+        assert 0 <= scheduler.pages_reserved <= LIMITS.pages
+        assert running, "with nothing running, something must be able to enter"
+        if data.draw(st.integers(0, 9)) == 0:
+            cancelled.add(victim := data.draw(st.sampled_from([r.id for r in queue])))
+            scheduler.cancel(victim)
+            for _ in range(running.count(victim)):
+                running.remove(victim)
+                scheduler.finished(victim)
+        elif running:
+            scheduler.finished(running.pop(data.draw(st.integers(0, len(running) - 1))))
+    assert (scheduler.running, scheduler.pages_reserved, scheduler.waiting) == (0, 0, 0)
+    counts = Counter(name for name, _ in entered)
+    whole = [r for r in queue if r.id not in cancelled]
+    assert all(counts[r.id] == r.params.n for r in whole)
+    order = [r.id for r in queue if r.id in counts]
+    assert list(dict.fromkeys(name for name, _ in entered)) == order
+    for r in queue:
+        assert [i for name, i in entered if name == r.id] == list(range(counts[r.id]))
