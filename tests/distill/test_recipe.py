@@ -68,6 +68,7 @@ def test_schedule_is_sane_for_short_stages(steps: int, warmup: float) -> None:
         ({"warmup": -0.1}, "warmup and decay"),
         ({"weight_decay": -1.0}, "weight_decay"),
         ({"clip": 0.0}, "clip"),
+        ({"hidden": -0.5}, "hidden"),
     ],
     ids=str,
 )

@@ -35,7 +35,8 @@ class StageConfig:
     ``gate`` is the figure the stage must reach on held-out problems: for orient and align a relative error not to
     exceed, for imitate a next-token agreement with the teacher to reach, for sft and pretrain a greedy accuracy on
     generated answers to reach (for sft as a share of the teacher's). None lets the stage pass whatever it measures.
-    ``hidden`` weighs the residual-stream term of imitate. ``train`` is ``mixers`` (only what replaced attention) or ``all``.
+    ``hidden`` weighs the residual-stream term of imitate. ``train`` is ``mixers`` (only what replaced attention) or
+    ``all``.
     """
 
     name: StageName
@@ -64,6 +65,8 @@ class StageConfig:
             raise ValueError("warmup and decay are shares of the steps: at least 0, together at most 1")
         if not (0 <= self.weight_decay < math.inf and 0 < self.clip):
             raise ValueError(f"weight_decay ({self.weight_decay}) must be at least 0, clip ({self.clip}) above 0")
+        if not 0 <= self.hidden < math.inf:
+            raise ValueError(f"hidden is {self.hidden}, a weight is at least 0")
 
     @property
     def steps(self) -> int:

@@ -27,7 +27,7 @@ from thinkfast.distill.recipe import Recipe, StageConfig
 from thinkfast.distill.stages import Stage, make_stage
 from thinkfast.distill.trainer import OnStep, save_state, train_stage
 from thinkfast.errors import ConfigError, OutputError
-from thinkfast.files import atomic_dir, atomic_path, atomic_write, require_output_dir
+from thinkfast.files import TEMP_PREFIX, atomic_dir, atomic_path, atomic_write, require_output_dir
 from thinkfast.models.checkpoint import save_checkpoint
 from thinkfast.models.decoder import Decoder, init_weights
 from thinkfast.models.loading import ASSETS, Loaded, load_model
@@ -172,6 +172,8 @@ class _Run:
         for i, config in enumerate(self.recipe.stages):
             folder = self.out / "stages" / f"{i}-{config.name}"
             folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(f"{TEMP_PREFIX}*"):  # a checkpoint that a kill left half-written
+                leftover.unlink()
             gate_path, weights = folder / "gate.json", folder / "weights.pt"
             if gate_path.is_file():
                 row = json.loads(gate_path.read_text())

@@ -150,7 +150,9 @@ class Align(_Distill):
                 own = ours.mix(ours.input_norm(x), ragged, rope)
                 mixer_terms.append(relative_error(own, mixed))
                 start = x[picked]
-                block_terms.append(relative_error(ours.feed_forward(start + own[picked]) - start, after[picked] - start))
+                block_terms.append(
+                    relative_error(ours.feed_forward(start + own[picked]) - start, after[picked] - start)
+                )
             x = after
         return torch.stack(mixer_terms), torch.stack(block_terms)
 
