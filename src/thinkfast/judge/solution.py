@@ -1,0 +1,99 @@
+"""Solution: what `solve` returns, whatever happened before the deadline.
+
+Usage: ``solution = solve(problem, seconds=5); solution.answer, solution.share, solution.note``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from thinkfast.judge.tally import Ballot, Standing
+
+Status = Literal["decided", "complete", "deadline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """The best answer that the seconds allowed, and how it came about.
+
+    answer: None where no chain stated one; ``note`` then says why. share: the answer's part of the votes, those
+    without an answer included. votes: every answer, the winner first. chains: all that came back, in that order, the
+    cut ones too. seconds: from the call to the return; budget: what was given. status: "decided" (stopped with chains
+    to spare, because the vote could not change), "complete" (all n chains finished) or "deadline". n: chains asked
+    for; n_finished: those that came to their own end. note: the same in a sentence.
+    """
+
+    answer: str | None
+    share: float
+    votes: tuple[Standing, ...]
+    chains: tuple[Ballot, ...]
+    seconds: float
+    budget: float
+    status: Status
+    n: int
+    n_finished: int
+    model: str
+    note: str
+
+    @property
+    def decided_early(self) -> bool:
+        """Whether chains were spared because the vote was decided."""
+        return self.status == "decided"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens sampled, those of cut chains included."""
+        return sum(len(ballot.chain.tokens) for ballot in self.chains)
+
+    @property
+    def sample(self) -> Ballot | None:
+        """The chain to show: the first to vote for the answer, one that came to its end if there is one."""
+        if not self.votes:
+            return None
+        voters = [ballot for ballot in self.chains if ballot.key == self.votes[0].key]
+        return next((ballot for ballot in voters if ballot.finished), voters[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: all but the chains, of which only ``sample`` is kept. An endless budget is None."""
+        shown = self.sample
+        return {
+            "answer": self.answer,
+            "share": self.share,
+            "status": self.status,
+            "note": self.note,
+            "votes": [{"answer": s.answer, "key": s.key, "count": s.count, "share": s.share} for s in self.votes],
+            "n": self.n,
+            "n_finished": self.n_finished,
+            "decided_early": self.decided_early,
+            "seconds": self.seconds,
+            "budget": self.budget if self.budget < float("inf") else None,
+            "tokens": self.tokens,
+            "model": self.model,
+            "sample": None
+            if shown is None
+            else {
+                "index": shown.chain.index,
+                "text": shown.chain.text,
+                "tokens": len(shown.chain.tokens),
+                "finish": shown.chain.finish,
+                "seconds": shown.seconds,
+            },
+        }
+
+
+def explain(answered: bool, status: Status, n: int, finished: int, cut: int, load_seconds: float | None) -> str:
+    """One sentence on how a problem ended. load_seconds: set where loading the model took all the time."""
+    if load_seconds is not None:
+        return f"loading the model took {load_seconds:.2f} s, so the time was up before a chain could start"
+    of = f"{finished} of {n} chains" if n > 1 else f"{finished} of 1 chain"
+    if status == "decided":
+        return f"decided after {of}: the rest could not have changed the vote"
+    if status == "complete":
+        done = f"all {n} chains finished" if n > 1 else "the chain finished"
+        return done if answered else f"{done}, but no answer was found in {'them' if n > 1 else 'it'}"
+    if finished or answered:
+        without = "" if answered else "; no answer was found in them"
+        return f"time was up after {of}{without}"
+    begun = f"{cut} had begun" if cut else "none had begun"
+    return f"time was up before a chain finished ({begun}): give more seconds, or a smaller n"
