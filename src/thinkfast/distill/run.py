@@ -10,6 +10,7 @@ Usage: ``result = run_recipe(load_config(Recipe, "recipes/tiny-pure.yaml"), Path
 from __future__ import annotations
 
 import json
+import multiprocessing
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -121,7 +122,9 @@ class _Run:
             return Pool.load(path)
         if problems.startswith("tiny_"):
             split, levels = problems.removeprefix("tiny_"), self.recipe.data.difficulties or None
-            pool = Pool.procedural(split, count, tokenizer_dir=self.tokenizer_dir, difficulties=levels)
+            # One of several parallel distillations is a process of a pool already and may start no others.
+            workers = 1 if multiprocessing.parent_process() is not None else None
+            pool = Pool.procedural(split, count, tokenizer_dir=self.tokenizer_dir, difficulties=levels, workers=workers)
         else:
             from thinkfast.models.tokenizer import Tokenizer
 

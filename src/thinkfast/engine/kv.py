@@ -79,16 +79,17 @@ class PagedKV:
         self._filled[new] = w
         self._filled[last] = (lens - 1) % w + 1
         self.prompt_len[ids] = lens
-        # What lies behind a prompt's end is masked, but 0 * NaN is NaN: it has to be finite.
-        ends = self._physical(last)
-        self.k[:, ends], self.v[:, ends] = 0, 0
+        # New pages are neighbours in the pool, first page last. They are laid out token by token and then copied in one
+        # piece a layer. What lies behind a prompt's end is masked, but 0 * NaN is NaN: zeros fill it.
         position = np.arange(lens.sum()) - np.repeat(np.cumsum(lens) - lens, lens)
-        first_page = np.cumsum(counts) - counts
-        page = self._physical(new[np.repeat(first_page, lens) + position // w])
-        offset = self._index(position % w)
+        page = np.repeat(np.cumsum(counts) - counts, lens) + position // w
+        row = self._index((len(new) - 1 - page) * w + position % w)
+        where = slice(self.pages - self.shared.used, self.pages - self.shared.used + len(new))
+        laid = self.k.new_zeros(len(new), w, *self.k.shape[2:4])
         for k, v, state in zip(self.k, self.v, states, strict=True):
-            k[page, :, :, offset] = state.k
-            v[page, :, offset] = state.v
+            for pool, order, values in ((k, (0, 2, 3, 1), state.k), (v, (0, 2, 1, 3), state.v)):
+                laid.view(-1, *values.shape[1:]).index_copy_(0, row, values)
+                pool[where].copy_(laid.permute(order))
 
     def fork(self, prompts: Ints, first_row: int) -> None:
         """New rows first_row, first_row + 1, ... share ``prompts``; their own context is empty."""

@@ -57,10 +57,12 @@ class VoteChanged:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """The stop rule fired: ``remaining`` chains of this problem are cancelled, or never begun."""
+    """The stop rule fired: ``remaining`` chains of this problem are cancelled, or never begun. leader: None where a
+    rule gives up on a problem that nobody has answered.
+    """
 
     problem: int
-    leader: Standing
+    leader: Standing | None
     remaining: int
     seconds: float
 

@@ -96,4 +96,4 @@ def explain(answered: bool, status: Status, n: int, finished: int, cut: int, loa
         without = "" if answered else "; no answer was found in them"
         return f"time was up after {of}{without}"
     begun = f"{cut} had begun" if cut else "none had begun"
-    return f"time was up before a chain finished ({begun}): give more seconds, or a smaller n"
+    return f"time was up before a chain finished ({begun}): give it more seconds"

@@ -8,6 +8,7 @@ Usage: ``tally.add(read(chain, seconds)); tally.standings()[0].answer; unbeatabl
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,6 +70,11 @@ class Tally:
         ]
         return tuple(sorted(found, key=lambda s: -s.count))
 
+    @property
+    def leader(self) -> Standing | None:
+        """The answer so far."""
+        return next(iter(self.standings()), None)
+
 
 StopRule = Callable[[Tally, int], bool]
 """(votes so far, chains still to come) to whether to stop now. Called after every chain that finishes."""
@@ -84,13 +90,25 @@ def unbeatable(tally: Tally, remaining: int) -> bool:
     return lead >= 0 and all(lead > s.count or (lead == s.count and leader.first < s.first) for s in others)
 
 
+_MARK = re.compile(r"\\boxed|\\fbox|^[ \t]*####", re.MULTILINE)
+
+
 def read(chain: Chain, seconds: float) -> Ballot:
     """The ballot of a chain.
 
-    A chain that ended by itself may state its answer as its last number. One that ran out of tokens or of time has to
-    have marked it: its last number is some intermediate value. Cancelled and failed chains vote for nothing.
+    A chain that ended by itself may state its answer as its last number; one that ran out of tokens has to have said
+    that it is the answer. One that the deadline cut must have marked it, in a box or after ####, and gone past its end:
+    "The answer is the number of coins …" is how some begin, and "\\boxed{25" may have been about to be 252. Cancelled
+    and failed chains vote for nothing.
     """
     if chain.finish in ("cancelled", "error"):
         return Ballot(chain, None, None, seconds)
-    verdict = judge(chain.text, None, last_number=chain.finish == "stop")
+    text = _marked(chain.text) if chain.finish == "deadline" else chain.text
+    verdict = judge(text, None, last_number=chain.finish == "stop")
     return Ballot(chain, verdict.answer, verdict.key, seconds)
+
+
+def _marked(text: str) -> str:
+    """From the first mark to the last place where an answer can have ended."""
+    mark = _MARK.search(text)
+    return text[mark.start() : max(text.rfind("}"), text.rfind("\n")) + 1] if mark else ""

@@ -1,4 +1,6 @@
-"""ModelSpec to and from the config.json of stock checkpoints: Llama for teachers, GraniteMoeHybrid for students.
+"""ModelSpec to and from the config.json of stock checkpoints: Llama, Qwen2, Qwen3, and GraniteMoeHybrid for students.
+
+Qwen2 is Llama with a bias on q, k and v; Qwen3 is Llama with a norm on each head's q and k.
 
 Strict both ways: what a stock config cannot say is refused when saving, what this decoder cannot compute is refused
 when loading, so that no field is ever read over (FACTS.md, section 3).
@@ -14,10 +16,16 @@ from typing import Any
 
 from thinkfast.errors import ModelError
 from thinkfast.models.spec import ModelSpec, RopeScaling
+from thinkfast.models.stock_fields import FAMILIES, refusal, refuse_unknown_fields
 
 # transformers 5 renames the layer types when it saves a config; we write the old names, which every reader knows.
 LAYER_NAMES = {"linear_attention": "mamba", "full_attention": "attention"}
 NO_LIMITS = ([0.0, math.inf], [0.0, {"__float__": "Infinity"}], None)
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_ROPE_FIELDS = (
+    *("rope_type", "type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor"),
+    *("original_max_position_embeddings", "partial_rotary_factor"),
+)
 
 
 def to_config(spec: ModelSpec, extra: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -25,8 +33,10 @@ def to_config(spec: ModelSpec, extra: dict[str, Any] | None = None) -> dict[str,
 
     Errors: ModelError where no stock config expresses ``spec``.
     """
+    family = "granitemoehybrid" if spec.is_student else spec.family
+    said = {"qkv_bias": family == "qwen2", "qk_norm": family == "qwen3"}  # what the family's name alone implies
     for name, has in (("qkv_bias", spec.qkv_bias and spec.n_attention > 0), ("qk_norm", spec.qk_norm)):
-        if has:
+        if has != said[name]:
             raise ModelError(
                 f"{name} has no place in a stock {spec.family} config", remedy="save another kind of model"
             )
@@ -57,7 +67,9 @@ def to_config(spec: ModelSpec, extra: dict[str, Any] | None = None) -> dict[str,
         }
         config["rope_scaling"] = config["rope_parameters"]
     if not spec.is_student:
-        config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": spec.head_dim}
+        config |= {"architectures": [ARCHITECTURES[family]], "model_type": family, "head_dim": spec.head_dim}
+        if family != "llama":
+            config |= {"use_sliding_window": False, "sliding_window": None, "max_window_layers": spec.n_layers}
         return config | (extra or {})
     if spec.n_heads * spec.head_dim != spec.d_model:
         raise ModelError(
@@ -109,22 +121,26 @@ def from_config(config: dict[str, Any]) -> ModelSpec:
 
 def _from_config(config: dict[str, Any]) -> ModelSpec:
     kind = config.get("model_type")
-    if kind not in ("llama", "granitemoehybrid"):
-        raise ModelError(f"model_type {kind!r} is not supported", remedy="use a Llama or GraniteMoeHybrid checkpoint")
+    if kind not in FAMILIES:
+        raise refusal(kind)
     heads, width, n_layers = (int(config[k]) for k in ("num_attention_heads", "hidden_size", "num_hidden_layers"))
-    head_dim = int(config.get("head_dim") or width // heads)
+    # Where Qwen's configs leave these two out, transformers takes constants that no real model has: ask for them.
+    kv_heads = int(config["num_key_value_heads"] if kind.startswith("qwen") else config.get("num_key_value_heads") or heads)
+    head_dim = int(config["head_dim"] if kind == "qwen3" else config.get("head_dim") or width // heads)
     student = kind == "granitemoehybrid"
     kinds = tuple(LAYER_NAMES.get(k, k) for k in config["layer_types"]) if student else ("attention",) * n_layers
     if len(kinds) != n_layers:
         raise ModelError(f"{len(kinds)} layer_types for {n_layers} layers", remedy="make config.json agree")
     _refuse_other_forms(config, kinds, heads, head_dim)
+    _refuse_windows(config)
+    refuse_unknown_fields(config)
     mamba = "mamba" in kinds
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return ModelSpec(
         vocab_size=int(config["vocab_size"]),
         d_model=width,
         n_heads=heads,
-        n_kv_heads=int(config.get("num_key_value_heads") or heads),
+        n_kv_heads=kv_heads,
         head_dim=head_dim,
         d_ff=int(config["shared_intermediate_size" if student else "intermediate_size"]),
         layer_types=kinds,
@@ -132,9 +148,11 @@ def _from_config(config: dict[str, Any]) -> ModelSpec:
         rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
         rope_scaling=_rope_scaling(rope),
         tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=kind == "qwen2",
+        qk_norm=kind == "qwen3",
         d_state=int(config["mamba_d_state"]) if mamba else 0,
         d_conv=int(config.get("mamba_d_conv", 4)),
-        ssm_kv_heads=int(config.get("num_key_value_heads") or heads) if mamba else 0,
+        ssm_kv_heads=kv_heads if mamba else 0,
         ssm_bias=bool(config.get("mamba_proj_bias", False)) and mamba,
         max_positions=int(config.get("max_position_embeddings", 2048)),
         family=str(kind),
@@ -144,10 +162,12 @@ def _from_config(config: dict[str, Any]) -> ModelSpec:
 def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
     # "type" is what transformers 4 wrote for "rope_type".
     kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ModelError(f"rope type {kind!r} is not supported", remedy="use a checkpoint with default or llama3 rope")
+    if bad := [name for name, value in rope.items() if name not in _ROPE_FIELDS and value is not None]:
+        raise ModelError(f"config.json has an unknown rope field {bad[0]!r}", remedy="use default or llama3 rope")
     if kind == "default":
         return None
-    if kind != "llama3":
-        raise ModelError(f"rope type {kind!r} is not supported", remedy="use default or llama3 rope")
     return RopeScaling(
         float(rope["factor"]),
         float(rope["low_freq_factor"]),
@@ -162,9 +182,13 @@ def _refuse_other_forms(config: dict[str, Any], kinds: tuple[str, ...], heads: i
     A field that is absent has transformers' default, which for GraniteMoeHybrid is mostly another one.
     """
     needed: dict[str, tuple[Any, Any]] = {"hidden_act": ("silu", "silu"), "attention_bias": (False, False)}
-    if config["model_type"] == "llama":
-        needed["mlp_bias"] = (False, False)
+    needed["partial_rotary_factor"] = (1.0, 1.0)
+    if config["model_type"] == "qwen2":
+        del needed["attention_bias"]  # no field of Qwen2's: the bias on q, k and v is always there
+    if config["model_type"] != "granitemoehybrid":
+        needed |= {"mlp_bias": (False, False), "rope_interleaved": (False, False), "use_mrope": (False, False)}
     else:
+        needed["normalization_function"] = ("rmsnorm", "rmsnorm")
         needed |= {"num_local_experts": (0, 8), "embedding_multiplier": (1.0, 1.0)}
         needed |= {"logits_scaling": (1.0, 1.0), "residual_multiplier": (1.0, 1.0)}
         if "attention" in kinds:
@@ -176,11 +200,31 @@ def _refuse_other_forms(config: dict[str, Any], kinds: tuple[str, ...], heads: i
                 del needed["mamba_d_head"]  # then it follows from the heads and expand
             if config.get("time_step_limit") not in NO_LIMITS:
                 raise ModelError("config.json limits the time step", remedy="use a checkpoint without time_step_limit")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     for name, (value, default) in needed.items():
-        found = config.get(name, default)
+        found = config.get(name, rope.get(name, default))
         same = math.isclose(found, value, rel_tol=1e-6) if isinstance(found, int | float) else found == value
         if not same:
             raise ModelError(
                 f"{name} is {found!r} in config.json, this decoder computes {value!r} only",
                 remedy="use a checkpoint of the supported form",
             )
+
+
+def _refuse_windows(config: Mapping[str, Any]) -> None:
+    """A sliding window in any of the ways that configs say it.
+
+    Qwen's configs always carry a width and say with use_sliding_window whether it holds; elsewhere a width is a window.
+    """
+    kinds = config.get("layer_types") or ()
+    other = [kind for kind in kinds if kind not in (*LAYER_NAMES, *LAYER_NAMES.values())]
+    windowed = [kind for kind in other if "sliding" in str(kind) or "chunked" in str(kind)]
+    named = "use_sliding_window" if config["model_type"].startswith("qwen") else "sliding_window"
+    if config.get(named) or windowed:
+        field = f"layer_types has {windowed[0]!r}" if windowed else f"{named} is {config[named]!r}"
+        raise ModelError(
+            f"{field} in config.json: some layers attend through a sliding window, this decoder's see everything",
+            remedy="use a checkpoint with full attention",
+        )
+    if other:
+        raise ModelError(f"layer_types has an unknown kind {other[0]!r}", remedy="use a checkpoint with full attention")

@@ -1,0 +1,105 @@
+"""`thinkfast bench`: tokens per second, step time and memory, beside transformers, the roofline and the teacher.
+
+Usage: ``thinkfast bench tiny tiny-pure --batch 64 --new 256 --new 512 --out bench.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+ORDER = 60
+EXAMPLES = """
+thinkfast bench                                    # teacher and students, against transformers; minutes
+thinkfast bench --quick                            # the same for a few short runs
+thinkfast bench tiny --batch 1 --batch 8 --batch 64 --new 256      # a grid
+thinkfast bench tiny mine=runs/pure/model --against none --out bench.json
+thinkfast bench --quick | tail -1 | python -m json.tool            # the last line is JSON
+"""
+
+
+def run(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Names or folders, or LABEL=either; default all embedded models.")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Chains decoded together; may be repeated.")] = None,
+    prompt: Annotated[int | None, typer.Option(help="Tokens of each random prompt.")] = None,
+    new: Annotated[list[int] | None, typer.Option(help="Tokens each chain is forced to; may be repeated.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Rounds, all contestants in turn; ratios are medians.")] = None,
+    against: Annotated[str, typer.Option(help="Baseline at the first --new: transformers, or none.")] = "transformers",
+    curve: Annotated[bool, typer.Option(help="Also measure step time against context, and break-even.")] = True,
+    threads: Annotated[int | None, typer.Option(help="CPU threads for all contestants alike.")] = None,
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16, weights and caches.")] = "fp32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Batch 16, 32 and 64 new tokens, one round.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON into this file.")] = None,
+) -> None:
+    """Measure models in this engine on forced-length chains, and ratios in one run.
+
+    Tokens per second of every model; the teacher against transformers' generate on the same weights; each student
+    against the teacher; the share of the roofline reached; predicted and measured break-even. JSON is the last line.
+    """
+    import torch
+    from rich.console import Console
+
+    from thinkfast.commands._benchview import print_bench
+    from thinkfast.errors import InputError
+    from thinkfast.files import atomic_write
+    from thinkfast.report.bench import bench, present
+    from thinkfast.report.benchconfig import DEFAULT_MODELS, QUICK, BenchConfig
+    from thinkfast.report.evalconfig import DTYPES
+
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}", remedy="pass --threads 1 or more")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}", remedy=f"pass --dtype {' or '.join(DTYPES)}")
+    given: dict[str, Any] = {
+        "batches": batch and tuple(batch),
+        "prompt_tokens": prompt,
+        "new_tokens": new and tuple(new),
+        "repeats": repeats,
+    }
+    names, notes = (tuple(models), []) if models else present(DEFAULT_MODELS)
+    config = replace(
+        QUICK if quick else BenchConfig(),
+        models=names,
+        against=cast(Any, against),
+        curve=curve,
+        dtype=cast(Any, dtype),
+        device=device,
+        seed=seed,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    config.validate()
+    if out is not None:
+        _require_place(out)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        with Console(stderr=True, highlight=False).status("") as status:
+            found = bench(config, say=status.update, notes=notes)
+    finally:
+        torch.set_num_threads(before)
+    line = json.dumps(found)
+    if out is not None:
+        atomic_write(out, line + "\n")
+    print_bench(found, Console(highlight=False, soft_wrap=True))
+    print(line)
+
+
+def _require_place(out: Path) -> None:
+    """Refuse an unwritable place before the minutes of work, not after. Errors: OutputError."""
+    from thinkfast.errors import OutputError
+    from thinkfast.files import atomic_path
+
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder", remedy="name a file, for example --out bench.json")
+    probe = out.with_name(f"{out.name}.probe")
+    with atomic_path(probe) as temp:
+        temp.touch()
+    probe.unlink()

@@ -1,0 +1,226 @@
+"""The bench: tokens per second of models in our engine and of a baseline, forced length, in turns in one run.
+
+All contestants get the same random prompts and take turns (A, B, A, B, ...), so that a machine that slows down slows
+all of them; a ratio is the median over rounds of two neighbours' seconds. Warm-up is not counted. Beside every figure
+stands what the roofline allows on this machine, and beside the measured break-even the predicted one.
+
+Usage: ``found = bench(BenchConfig(models=("tiny", "tiny-pure"))); found["student_vs_teacher"]``.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from thinkfast.config import to_dict
+from thinkfast.engine.plan import available_memory
+from thinkfast.models.loading import ASSETS, EMBEDDED, Loaded, load_model
+from thinkfast.provenance import provenance
+from thinkfast.report.benchconfig import BenchConfig, Case, RatioKind
+from thinkfast.report.breakeven import Curve, Measured, break_even
+from thinkfast.report.contestants import Contestant, Ours, Timing, Transformers, why_not_transformers
+from thinkfast.report.evalconfig import DTYPES, system_list
+from thinkfast.report.probe import PeakMemory, machine_profile
+from thinkfast.report.roofline import ItemSizes, Machine, as_dict, decode_step
+from thinkfast.report.stepcurve import step_curves
+
+Say = Callable[[str], None]
+WARM_UP_TOKENS = 4
+
+
+def present(models: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """``models`` without embedded ones that this installation lacks, and a note for each of those."""
+    missing = [m for m in models if m in EMBEDDED and not (ASSETS / m / "model.safetensors").is_file()]
+    return tuple(m for m in models if m not in missing), [f"{m} is not there: left out" for m in missing]
+
+
+@dataclass(slots=True)
+class Entry:
+    """A contestant in one case and its runs so far; first_token: seconds until every chain had its first token."""
+
+    contestant: Contestant
+    first_token: float
+    memory: int | None
+    runs: list[Timing]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(system, engine)."""
+        return self.contestant.system, self.contestant.engine
+
+
+def bench(config: BenchConfig, say: Say | None = None, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Run the whole grid; returns JSON-ready data, a superset of what the report takes as `bench`.
+
+    Errors: InputError, ModelError or CapacityError before anything is timed; ModelError for weights that give NaN.
+    """
+    config.validate()
+    dtype, device = DTYPES[config.dtype], torch.device(config.device)
+    loaded = {s.name: load_model(s.model, dtype, device) for s in system_list(config.models)}
+    available = available_memory(device)
+    for one in loaded.values():
+        config.check(one.spec, dtype.itemsize, available)
+    say = say or (lambda text: None)
+    load = os.getloadavg()
+    say("measuring the machine")
+    machine = machine_profile(device, dtype)
+    run = _Bench(config, loaded, machine, say, notes=list(notes))
+    for case in config.cases():
+        run.case(case)
+    curves = run.curves() if config.curve else {}
+    return {
+        "version": 1,
+        "config": to_dict(config),
+        **provenance(config.seed),
+        "threads": torch.get_num_threads(),
+        "load": {"before": load, "after": os.getloadavg()},
+        "roofline": asdict(machine),
+        "throughput": run.cells,
+        "ratios": run.ratios,
+        "engine_vs_transformers": run.best("engine_vs_transformers"),
+        "student_vs_teacher": run.best("student_vs_teacher"),
+        "step_curves": {name: asdict(curve) | {"slope": curve.slope} for name, curve in curves.items()},
+        "break_even": run.break_even(curves),
+        "notes": run.notes,
+    }
+
+
+@dataclass(slots=True)
+class _Bench:
+    config: BenchConfig
+    loaded: dict[str, Loaded]
+    machine: Machine
+    say: Say
+    notes: list[str]
+    cells: list[dict[str, Any]] = field(default_factory=list)
+    ratios: list[dict[str, Any]] = field(default_factory=list)
+    _baselines: dict[str, Transformers] = field(default_factory=dict)
+    _first_token: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> ItemSizes:
+        return ItemSizes(*[DTYPES[self.config.dtype].itemsize] * 4)
+
+    @property
+    def teacher(self) -> str | None:
+        return next((name for name, one in self.loaded.items() if not one.spec.is_student), None)
+
+    def case(self, case: Case) -> None:
+        """Time every contestant in turns and note cells and ratios."""
+        size = min(one.spec.vocab_size for one in self.loaded.values())
+        generator = torch.Generator().manual_seed(self.config.seed)
+        prompts = torch.randint(0, size, (case.batch, case.prompt), generator=generator).tolist()
+        entries: list[Entry] = []
+        for make in self._makers(case):
+            with PeakMemory(torch.device(self.config.device)) as memory:
+                contestant = make()
+                self.say(f"{contestant.system} in {contestant.engine}: {case}, round 1 of {self.config.repeats}")
+                contestant.run(prompts, min(WARM_UP_TOKENS, case.new))
+                first = contestant.run(prompts, 1).seconds
+                runs = [contestant.run(prompts, case.new)]
+            entries.append(Entry(contestant, first, memory.bytes, runs))
+        for turn in range(1, self.config.repeats):
+            for entry in entries:
+                who = f"{entry.contestant.system} in {entry.contestant.engine}"
+                self.say(f"{who}: {case}, round {turn + 1} of {self.config.repeats}")
+                entry.runs.append(entry.contestant.run(prompts, case.new))
+        self.cells += [self._cell(case, entry) for entry in entries]
+        self._compare(case, {entry.key: entry.runs for entry in entries})
+        for entry in entries:
+            if isinstance(entry.contestant, Ours):
+                self._first_token[entry.contestant.system, case.batch] = entry.first_token
+
+    def _makers(self, case: Case) -> list[Callable[[], Contestant]]:
+        """Contestants of a case, made when their turn comes; those to be compared stand beside each other."""
+        makers: list[Callable[[], Contestant]] = []
+        for name, one in self.loaded.items():
+            makers.append(lambda name=name, one=one: Ours(name, one, case.batch, case.prompt + case.new))  # type: ignore[misc]
+            if self.config.against == "none" or case.new != self.config.new_tokens[0]:
+                continue
+            if why := why_not_transformers(one.spec):
+                note = f"{name} has no transformers baseline: {why}"
+                self.notes += [note] if note not in self.notes else []
+                continue
+            makers.append(lambda name=name, one=one: self._baseline(name, one))  # type: ignore[misc]
+        return makers
+
+    def _baseline(self, name: str, one: Loaded) -> Transformers:
+        if name not in self._baselines:
+            self._baselines[name] = Transformers(name, one)
+        return self._baselines[name]
+
+    def _cell(self, case: Case, entry: Entry) -> dict[str, Any]:
+        system, engine = entry.key
+        step = statistics.median(run.ms_per_step for run in entry.runs)
+        cost = decode_step(self.loaded[system].spec, case.batch, case.prompt + (case.new + 1) / 2, self.sizes)
+        bound = 1e3 * cost.seconds(self.machine)
+        return {
+            "system": system,
+            "engine": engine,
+            "batch": case.batch,
+            "prompt_tokens": case.prompt,
+            "new_tokens": case.new,
+            "tokens_per_second": statistics.median(run.tokens_per_second for run in entry.runs),
+            "ms_per_step": step,
+            "bound_ms_per_step": bound,
+            "bound_share": bound / step if step else None,
+            "cost": as_dict(cost, self.machine),
+            "prefill_seconds": statistics.median(run.prefill_seconds for run in entry.runs),
+            "decode_seconds": statistics.median(run.decode_seconds for run in entry.runs),
+            "first_token_seconds": entry.first_token,
+            "peak_bytes": entry.memory,
+            "plan_bytes": entry.contestant.plan_bytes if isinstance(entry.contestant, Ours) else None,
+            "runs": [asdict(run) for run in entry.runs],
+        }
+
+    def _compare(self, case: Case, runs: dict[tuple[str, str], list[Timing]]) -> None:
+        for name, one in self.loaded.items():
+            ours = runs[name, Ours.engine]
+            if other := runs.get((name, Transformers.engine)):
+                self._ratio("engine_vs_transformers", name, case, other, ours)
+            if one.spec.is_student and self.teacher is not None:
+                self._ratio("student_vs_teacher", name, case, runs[self.teacher, Ours.engine], ours)
+
+    def _ratio(self, kind: RatioKind, system: str, case: Case, slow: Sequence[Timing], fast: Sequence[Timing]) -> None:
+        rounds = [a.seconds / b.seconds for a, b in zip(slow, fast, strict=True)]
+        cpu = statistics.median(a.cpu_seconds / b.cpu_seconds for a, b in zip(slow, fast, strict=True))
+        who = f"{system} vs {Transformers.engine if kind == 'engine_vs_transformers' else self.teacher}"
+        promised = kind == "student_vs_teacher" or system == self.teacher
+        self.ratios.append(
+            {"name": f"{who}: {case}", "kind": kind, "system": system}
+            | {"batch": case.batch, "prompt_tokens": case.prompt, "new_tokens": case.new}
+            | {"value": statistics.median(rounds), "cpu_value": cpu, "rounds": rounds}
+            | {"wanted": self.config.wanted(kind, case) if promised else None}
+        )
+
+    def best(self, kind: RatioKind) -> dict[str, float]:
+        """A kind's ratio by system, at the largest batch and the most new tokens it was measured at."""
+        found = sorted(
+            (r for r in self.ratios if r["kind"] == kind), key=lambda ratio: (ratio["batch"], ratio["new_tokens"])
+        )
+        return {ratio["system"]: ratio["value"] for ratio in found}
+
+    def curves(self) -> dict[str, Curve]:
+        """Step time against context of every model, at the largest batch."""
+        turns = min(2, self.config.repeats)
+        return step_curves(self.loaded, max(self.config.batches), self.config.longest, turns, self.say)
+
+    def break_even(self, curves: dict[str, Curve]) -> list[dict[str, Any]]:
+        """Where each student overtakes its teacher: predicted, measured, and by the bound alone."""
+        if self.teacher is None or not curves:
+            return []
+        batch, prompt, new = max(self.config.batches), self.config.prompt_tokens, max(self.config.new_tokens)
+        measured = {
+            name: Measured(one.spec, self._first_token[name, batch], curves[name]) for name, one in self.loaded.items()
+        }
+        return [
+            {"student": name, "teacher": self.teacher, "batch": batch, "prompt_tokens": prompt}
+            | break_even(measured[self.teacher], measured[name], batch, prompt, new, self.sizes, self.machine)
+            for name, one in self.loaded.items()
+            if one.spec.is_student
+        ]

@@ -1,0 +1,93 @@
+"""What a bench runs: its config, the cases of its grid, and the ratios it is held to.
+
+Usage: ``BenchConfig(models=("tiny", "mine=runs/d/model"), batches=(64,), new_tokens=(256, 512)).validate()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from thinkfast.engine.plan import make_plan
+from thinkfast.errors import InputError
+from thinkfast.models.spec import ModelSpec
+from thinkfast.report.evalconfig import system_list
+
+DEFAULT_MODELS = ("tiny", "tiny-hybrid", "tiny-pure")
+RatioKind = Literal["engine_vs_transformers", "student_vs_teacher"]
+# On a CPU, fp32, at this batch; a student at this many new tokens, a teacher at any.
+WANTED: dict[RatioKind, float] = {"engine_vs_transformers": 3.0, "student_vs_teacher": 1.5}
+WANTED_BATCH, WANTED_NEW = 64, 512
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One cell of the grid: ``batch`` prompts of ``prompt`` tokens, ``new`` forced tokens each."""
+
+    batch: int
+    prompt: int
+    new: int
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, prompt {self.prompt}, {self.new} new tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class BenchConfig:
+    """models: names or folders, each optionally `label=model`; the first Transformer is the teacher of the rest.
+
+    batches, prompt_tokens, new_tokens: the grid. repeats: rounds of all contestants in turn; ratios are medians over
+    rounds. against: the engine to compare with, at the first of new_tokens. curve: also measure step time against
+    context, at the largest batch, and break-even.
+    """
+
+    models: tuple[str, ...] = DEFAULT_MODELS
+    batches: tuple[int, ...] = (64,)
+    prompt_tokens: int = 64
+    new_tokens: tuple[int, ...] = (256, 512)
+    repeats: int = 3
+    against: Literal["transformers", "none"] = "transformers"
+    curve: bool = True
+    seed: int = 0
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    device: str = "cpu"
+
+    def validate(self) -> None:
+        """Refuse numbers out of range. Errors: InputError."""
+        system_list(self.models)
+        whole = [("batch", self.batches), ("new", self.new_tokens)]
+        whole += [("prompt", (self.prompt_tokens,)), ("repeats", (self.repeats,))]
+        for name, values in whole:
+            if not values:
+                raise InputError(f"no --{name} is given", remedy=f"pass --{name} of at least 1")
+            if min(values) < 1:
+                raise InputError(f"{name} is {min(values)}", remedy=f"pass --{name} of at least 1")
+        if self.against not in ("transformers", "none"):
+            raise InputError(f"cannot bench against {self.against!r}", remedy="pass --against transformers or none")
+
+    def cases(self) -> Iterator[Case]:
+        """The grid, each combination once."""
+        for batch in dict.fromkeys(self.batches):
+            for new in dict.fromkeys(self.new_tokens):
+                yield Case(batch, self.prompt_tokens, new)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest chain, its prompt included."""
+        return self.prompt_tokens + max(self.new_tokens)
+
+    def check(self, spec: ModelSpec, itemsize: int, available: int | None) -> None:
+        """Refuse a grid that ``spec`` cannot run, before any time is spent. Errors: InputError, CapacityError."""
+        make_plan(spec, max(self.batches), self.longest, itemsize, available)
+
+    def wanted(self, kind: RatioKind, case: Case) -> float | None:
+        """The ratio this case is held to; None where no promise was made."""
+        promised = self.device == "cpu" and self.dtype == "fp32" and case.batch == WANTED_BATCH
+        if not promised or (kind == "student_vs_teacher" and case.new != WANTED_NEW):
+            return None
+        return WANTED[kind]
+
+
+QUICK = BenchConfig(batches=(16,), prompt_tokens=16, new_tokens=(32, 64), repeats=1)
+"""Every kind of measurement, too short to trust."""

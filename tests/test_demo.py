@@ -1,0 +1,85 @@
+"""The demo end to end, small: everything is written, and a run killed at random moments ends like an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from thinkfast.demo import DemoConfig, demo_recipe, run_demo
+from thinkfast.errors import OutputError
+
+SMALL = "DemoConfig(share=0.004, problems=3, n=2, seconds=1000.0, gates=False)"
+SCRIPT = f"""
+import sys
+from pathlib import Path
+from rich.console import Console
+from thinkfast.demo import DemoConfig, run_demo
+if __name__ == "__main__":
+    run_demo({SMALL}, Path(sys.argv[1]), Console())
+"""
+
+
+def start(script: Path, out: Path) -> subprocess.Popen[bytes]:
+    # One thread: sums are then formed in one order, and a busy machine cannot starve a spinning thread pool.
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, str(script), str(out)], env=env, stdout=subprocess.DEVNULL)
+
+
+def account(out: Path) -> tuple[dict[str, str], list[dict[str, object]]]:
+    """Losses of every stage of every student, and the sample log without its measured seconds."""
+    losses = {str(p.relative_to(out)): p.read_text() for p in sorted(out.glob("*/stages/*/*.losses.jsonl"))}
+    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    return losses, [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+@pytest.mark.timeout(600)
+def test_killed_demo_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+    script = tmp_path / "demo.py"
+    script.write_text(SCRIPT)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    began = time.monotonic()
+    assert start(script, whole).wait() == 0
+    length = time.monotonic() - began
+    dice = random.Random(0)
+    kills = 0
+    for _ in range(3):
+        process = start(script, killed)
+        try:
+            process.wait(timeout=dice.uniform(0.15, 0.6) * length)
+        except subprocess.TimeoutExpired:
+            kills += 1
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert kills > 0
+    assert start(script, killed).wait() == 0
+    assert account(killed) == account(whole)
+    for name in ("report.html", "results.json", "samples.jsonl", "hybrid/model/model.safetensors"):
+        assert (killed / name).stat().st_size > 0
+    assert list(killed.glob("*.png"))
+    page = (killed / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "demo.yaml").write_text("share: 1.0\n")
+    with pytest.raises(OutputError, match="other settings"):
+        run_demo(DemoConfig(seed=5), tmp_path, Console(quiet=True))
+
+
+@pytest.mark.parametrize("keep", [(3,), ()])
+def test_live_recipe_has_every_stage_and_gate(keep: tuple[int, ...]) -> None:
+    recipe = demo_recipe("student", keep, DemoConfig())
+    recipe.validate()
+    for stage in recipe.stages:
+        stage.validate()
+        assert stage.gate is not None
+    assert [stage.name for stage in recipe.stages] == ["orient", "align", "imitate", "sft"]
