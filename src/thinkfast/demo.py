@@ -204,4 +204,10 @@ def _distill(recipes: dict[str, Recipe], out: Path, console: Console, threads: i
 
 
 def _bench(out: Path, students: list[str], config: DemoConfig) -> dict[str, Any]:
-    return {}
+    """Speed of the live students beside their teacher's, and predicted beside measured break-even."""
+    from thinkfast.report.bench import bench
+    from thinkfast.report.benchconfig import BenchConfig
+
+    models = ("tiny", *(f"{name}={out / name / 'model'}" for name in students))
+    new = 512 if config.share >= 1 else 96
+    return bench(BenchConfig(models=models, new_tokens=(new,), repeats=1, against="none", seed=config.seed))

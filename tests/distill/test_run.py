@@ -220,18 +220,27 @@ def test_stages_train_on_different_orders_of_the_text(recipe: Recipe, tmp_path: 
 
 
 def test_fine_tuning_is_judged_by_generating(recipe: Recipe, tmp_path: Path) -> None:
-    result = run_recipe(replace(recipe, stages=(stage("imitate"), stage("sft"))), tmp_path / "out")
+    result = run_recipe(replace(recipe, stages=(stage("imitate"), stage("sft")), eval_problems=1), tmp_path / "out")
     gate = result.gates[-1]
     assert gate.figure == "greedy accuracy, share of the teacher's"
     assert gate.value >= 0
-    with pytest.raises(GateError, match="greedy accuracy"):
-        run_recipe(replace(recipe, stages=(stage("sft", gate=1e9),)), tmp_path / "other")
+
+
+@pytest.mark.parametrize(("teacher", "share"), [(0.8, 0.5), (0.0, 0.8)])
+def test_a_students_accuracy_is_its_share_of_the_teachers(
+    teacher: float, share: float, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracy = {True: 0.4, False: teacher}
+    monkeypatch.setattr("thinkfast.distill.run.generated_accuracy", lambda m, _: accuracy[m.spec.is_student])
+    # A teacher that solves none of 2 problems counts as one that solves one: the share stays finite.
+    with pytest.raises(GateError, match=rf"share of the teacher's {share}000 \(gate >= 0\.9\)"):
+        run_recipe(replace(recipe, stages=(stage("sft", gate=0.9),)), tmp_path / "out")
 
 
 def test_a_teacher_from_nothing(tmp_path: Path) -> None:
     sizes = TeacherConfig(d_model=24, layers=2, heads=4, kv_heads=2, d_ff=32, max_positions=512)
     data = DataConfig(pool=24, difficulties=(2,))
-    recipe = Recipe("new", (stage("pretrain", 3),), new_teacher=sizes, data=data, eval_problems=2)
+    recipe = Recipe("new", (stage("pretrain", 3),), new_teacher=sizes, data=data, eval_problems=1)
     result = run_recipe(recipe, tmp_path / "out")
     loaded = load_model(result.model_dir)
     assert not loaded.spec.is_student

@@ -170,6 +170,8 @@ def _print_end(console: Console, solution: Solution) -> None:
         cut = "" if shown.finished else ", cut by the deadline"
         console.print(Text(f"\nchain {chain.index} ({len(chain.tokens)} tokens, {shown.seconds:.2f} s{cut}):"))
         console.print(Padding(Text(chain.text.strip(), style="dim"), (0, 0, 1, 2)))
+    else:
+        console.print()
     if solution.answer is None:
         console.print(Text("no answer", style="bold yellow"))
     else:

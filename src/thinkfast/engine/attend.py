@@ -2,7 +2,7 @@
 
 Each row's context is a set of spans: its tail (the newest, partly filled page), its own full pages, and the pages of
 the prompt it shares with other samples. Every page in use is multiplied with the queries of its owner where it lies;
-what comes out, one partial softmax per span, is merged per row by log-sum-exp. Only the partial results are gathered,
+what comes out, one partial softmax per span, is merged per row by the spans' peaks. Only these results are gathered,
 and they are 2 * W times smaller than the KV that made them. Measured against the alternatives in docs/engine-cpu.md.
 
 Legend: B rows, H heads, K key-value heads, G = H / K, P head dim, W tokens a page, M lanes (most rows of one prompt),
@@ -15,7 +15,6 @@ Source: split-KV decoding, arXiv 2311.01282; shared prefixes, arXiv 2402.05099.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -46,11 +45,13 @@ class Plan:
     """Who attends to what until rows or pages change; index tensors int64.
 
     owner [owned] is the row of each own page. lanes [shared * K * M] picks from q, seen as [B * K, G * P], the queries
-    that share each prompt page. shared_bias [shared, 1, 1, W] hides the empty end of a prompt's last page. merge
-    [B * H * S] picks, for each query, its units; unused places point at a unit that weighs nothing.
+    that share each prompt page. shared_bias [shared, 1, W] hides the empty end of a prompt's last page. merge
+    [S * B * H] picks, for each query, its units; unused places point at a unit that weighs nothing. Of the tails only
+    the first ``tail`` tokens are read: rows that started together fill theirs together.
     """
 
     rows: int
+    tail: int
     owned: int
     shared: int
     width: int
@@ -61,11 +62,11 @@ class Plan:
     merge: Tensor
 
 
-def make_plan(shape: Shape, rows: int, own: PageTable, shared: PageTable, prompt_of: Ints, filled: Ints) -> Plan:
-    """Index tensors for ``rows`` rows: ``prompt_of`` [rows] is the prompt a row shares or -1, ``filled`` [shared pages]
-    the tokens in each prompt page. Prompt pages are read last to first, as they lie in the pool.
+def make_plan(shape: Shape, tail: int, own: PageTable, shared: PageTable, prompt_of: Ints, filled: Ints) -> Plan:
+    """Index tensors for the rows of ``prompt_of`` [B], the prompt a row shares or -1; ``filled`` [shared pages] are the
+    tokens in each prompt page. Prompt pages are read last to first, as they lie in the pool.
     """
-    kv, group, heads = shape.kv_heads, shape.group, shape.heads
+    kv, group, heads, rows = shape.kv_heads, shape.group, shape.heads, len(prompt_of)
     sharing = np.flatnonzero(prompt_of >= 0)
     prompts = prompt_of[sharing]
     order = np.argsort(prompts, kind="stable")
@@ -93,13 +94,15 @@ def make_plan(shape: Shape, rows: int, own: PageTable, shared: PageTable, prompt
     page = shared.used - 1 - shared.table[prompt_of[row], span - own_count[row]]
     base[:, 1:][is_shared] = first_shared + (page * kv * width + lane[row]) * group
     stride[:, 1:][is_shared] = width * group
-    merge = base[:, None, None, :] + np.arange(kv)[:, None, None] * stride[:, None, None, :] + np.arange(group)[:, None]
+    base, stride = base.T[:, :, None, None], stride.T[:, :, None, None]
+    merge = base + np.arange(kv)[:, None] * stride + np.arange(group)
 
     empty = np.arange(shape.page) >= filled[: shared.used][::-1, None]
-    bias = np.where(empty, -np.inf, 0.0)[:, None, None, :]
+    bias = np.where(empty, -np.inf, 0.0)[:, None, :]
     to = shape.device
     return Plan(
         rows,
+        tail,
         own.used,
         shared.used if width else 0,
         width,
@@ -129,25 +132,31 @@ class Workspace:
     def fit(self, plan: Plan) -> None:
         """Cut the buffers for ``plan``."""
         kv, group, heads, p, w = (getattr(self.shape, n) for n in ("kv_heads", "group", "heads", "head_dim", "page"))
-        tails, owned, shared = plan.rows * heads, plan.owned * heads, plan.shared * kv * plan.width * group
-        units = tails + owned + shared
-        self.scores = self._take("scores", units, w)
-        self.peak, self.top = self._take("peak", units), self._take("top", units)
-        lse, out = self._take("lse", heads + units), self._take("out", heads + units, p)
-        lse[:heads] = float("-inf")
-        out[:heads] = 0
-        self.lse, self.unit_lse, self.out = lse, lse[heads:], out
-        shapes = ((plan.rows * kv, group), (plan.owned * kv, group), (plan.shared * kv, plan.width * group))
-        ends = (0, tails, tails + owned, units)
-        cuts = [slice(a, b) for a, b in pairwise(ends)]
-        self.part_scores = [self.scores[cut].view(*n, w) for cut, n in zip(cuts, shapes, strict=True)]
-        self.part_out = [out[heads:][cut].view(*n, p) for cut, n in zip(cuts, shapes, strict=True)]
-        self.q = self._take("q", plan.rows, heads, p)
+        rows, width = plan.rows, plan.width
+        tails, owned = rows * heads, plan.owned * heads
+        paged = owned + plan.shared * kv * width * group
+        self.scores = self._take("scores", tails * plan.tail + paged * w)
+        self.tail_scores = self.scores[: tails * plan.tail].view(tails, plan.tail)
+        self.page_scores = self.scores[tails * plan.tail :].view(paged, w)
+        self.own_scores = self.page_scores[:owned].view(plan.owned * kv, group, w)
+        self.shared_scores = self.page_scores[owned:].view(plan.shared * kv, width * group, w)
+        self.peak, self.total = (self._take(n, heads + tails + paged) for n in ("peak", "total"))
+        out = self._take("out", heads + tails + paged, p)
+        # The first H units weigh nothing.
+        self.peak[:heads], self.total[:heads], out[:heads] = float("-inf"), 1, 0
+        cut = heads + tails
+        self.tail_peak, self.page_peak = self.peak[heads:cut], self.peak[cut:]
+        self.tail_total, self.page_total = self.total[heads:cut], self.total[cut:]
+        self.out = out
+        self.tail_out = out[heads:cut].view(rows * kv, group, p)
+        self.own_out = out[cut : cut + owned].view(plan.owned * kv, group, p)
+        self.shared_out = out[cut + owned :].view(plan.shared * kv, width * group, p)
+        self.q = self._take("q", rows, heads, p)
         self.q_own = self._take("q_own", plan.owned, heads * p)
-        self.q_shared = self._take("q_shared", plan.shared * kv * plan.width, group * p)
-        self.weights = self._take("weights", plan.rows * heads * plan.spans)
-        self.picked = self._take("picked", plan.rows * heads * plan.spans, p)
-        self.merged = self._take("merged", plan.rows * heads, 1, p)
+        self.q_shared = self._take("q_shared", plan.shared * kv * width, group * p)
+        self.weights, self.totals = (self._take(n, plan.spans, tails) for n in ("weights", "totals"))
+        self.picked = self._take("picked", plan.spans, tails, p)
+        self.merged = self._take("merged", tails, p)
 
 
 @dataclass(slots=True)
@@ -179,39 +188,47 @@ class LayerAttention:
         the next call.
         """
         plan, work = self.step.plan, self.step.work
-        _, kv, w, p = self.tail_k.shape
+        _, kv, _, p = self.tail_k.shape
         rows, owned, shared = plan.rows, plan.owned, plan.shared
         self.tail_k.view(-1, p).index_copy_(0, self.step.append, k.reshape(-1, p))
         self.tail_v.view(-1, p).index_copy_(0, self.step.append, v.reshape(-1, p))
         q = torch.mul(q, scale, out=work.q)
 
-        tail_scores, own_scores, shared_scores = work.part_scores
-        torch.bmm(q.view(rows * kv, -1, p), self.tail_k[:rows].view(-1, w, p).transpose(1, 2), out=tail_scores)
-        tail_scores.view(rows, kv, -1, w).add_(self.step.tail_bias)
+        tail_k, tail_v = (t[:rows].view(rows * kv, -1, p)[:, : plan.tail] for t in (self.tail_k, self.tail_v))
+        tail_scores = work.tail_scores.view(rows * kv, -1, plan.tail)
+        torch.bmm(q.view(rows * kv, -1, p), tail_k.transpose(1, 2), out=tail_scores)
+        tail_scores.view(rows, -1, plan.tail).add_(self.step.tail_bias)
         if owned:
             torch.index_select(q.view(rows, -1), 0, plan.owner, out=work.q_own)
-            torch.bmm(work.q_own.view(owned * kv, -1, p), self.k[:owned].view(-1, p, w), out=own_scores)
+            torch.bmm(work.q_own.view(owned * kv, -1, p), self.k[:owned].flatten(0, 1), out=work.own_scores)
         if shared:
             torch.index_select(q.view(rows * kv, -1), 0, plan.lanes, out=work.q_shared)
-            torch.bmm(work.q_shared.view(shared * kv, -1, p), self.k[-shared:].view(-1, p, w), out=shared_scores)
-            shared_scores.view(shared, kv, -1, w).add_(plan.shared_bias)
+            torch.bmm(work.q_shared.view(shared * kv, -1, p), self.k[-shared:].flatten(0, 1), out=work.shared_scores)
+            work.shared_scores.view(shared, -1, self.k.shape[-1]).add_(plan.shared_bias)
 
-        # log-sum-exp of a unit without a second exponential: its peak score less the log of its peak weight.
-        torch.amax(work.scores, -1, out=work.peak)
-        torch.softmax(work.scores, -1, out=work.scores)
-        torch.amax(work.scores, -1, out=work.top)
-        torch.sub(work.peak, work.top.log_(), out=work.unit_lse)
-
-        tail_out, own_out, shared_out = work.part_out
-        torch.bmm(tail_scores, self.tail_v[:rows].view(-1, w, p), out=tail_out)
+        # Softmax by hand: torch's is made for long rows and takes three times as long on these.
+        torch.amax(work.tail_scores, -1, out=work.tail_peak)
+        work.tail_scores.sub_(work.tail_peak[:, None])
+        if owned or shared:
+            torch.amax(work.page_scores, -1, out=work.page_peak)
+            work.page_scores.sub_(work.page_peak[:, None])
+        work.scores.exp_()
+        torch.sum(work.tail_scores, -1, out=work.tail_total)
+        torch.bmm(tail_scores, tail_v, out=work.tail_out)
+        if owned or shared:
+            torch.sum(work.page_scores, -1, out=work.page_total)
         if owned:
-            torch.bmm(own_scores, self.v[:owned].view(-1, w, p), out=own_out)
+            torch.bmm(work.own_scores, self.v[:owned].flatten(0, 1), out=work.own_out)
         if shared:
-            torch.bmm(shared_scores, self.v[-shared:].view(-1, w, p), out=shared_out)
+            torch.bmm(work.shared_scores, self.v[-shared:].flatten(0, 1), out=work.shared_out)
+        return self._merge(plan, work).view(rows, -1, p)
 
-        torch.index_select(work.lse, 0, plan.merge, out=work.weights)
-        weights = work.weights.view(-1, 1, plan.spans)
-        torch.softmax(weights, -1, out=weights)
-        torch.index_select(work.out, 0, plan.merge, out=work.picked)
-        torch.bmm(weights, work.picked.view(-1, plan.spans, p), out=work.merged)
-        return work.merged.view(rows, -1, p)
+    def _merge(self, plan: Plan, work: Workspace) -> Tensor:
+        """Each query's units, weighed by their share of the whole context's softmax: [B * H, P]."""
+        torch.index_select(work.out, 0, plan.merge, out=work.picked.view(-1, work.picked.shape[-1]))
+        torch.index_select(work.total, 0, plan.merge, out=work.totals.view(-1))
+        torch.index_select(work.peak, 0, plan.merge, out=work.weights.view(-1))
+        work.weights.sub_(work.weights.amax(0)).exp_()
+        total = work.totals.mul_(work.weights).sum(0)
+        work.picked.mul_(work.weights[:, :, None])
+        return torch.sum(work.picked, 0, out=work.merged).div_(total[:, None])

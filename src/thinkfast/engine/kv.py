@@ -21,6 +21,9 @@ from thinkfast.engine.pages import Ints, Moves, PageTable
 from thinkfast.errors import CapacityError
 from thinkfast.models.attention import KVState
 
+# Tokens by which the part of the tails that is read grows.
+_ROUND = 16
+
 
 class PagedKV:
     """Storage and bookkeeping; ``layers`` are the views that the decoder's step attends through."""
@@ -42,7 +45,7 @@ class PagedKV:
         self.tail_k = torch.empty(n_layers, max_rows, kv, w, p, dtype=shape.dtype, device=shape.device)
         self.tail_v = torch.empty(n_layers, max_rows, kv, w, p, dtype=shape.dtype, device=shape.device)
         self._bias = torch.full((max_rows, w), float("-inf"), dtype=shape.dtype, device=shape.device)
-        self.step = StepState(self._plan(0), Workspace(shape), torch.empty(0), torch.empty(0))
+        self.step = StepState(self._plan(0, 0), Workspace(shape), torch.empty(0), torch.empty(0))
         pools = zip(self.k, self.v, self.tail_k, self.tail_v, strict=True)
         self.layers = [LayerAttention(k, v, tk, tv, self.step) for k, v, tk, tv in pools]
 
@@ -51,8 +54,8 @@ class PagedKV:
         """Pages that belong to a row or a prompt, tails not counted."""
         return self.own.used + self.shared.used
 
-    def _plan(self, rows: int) -> Plan:
-        return make_plan(self.shape, rows, self.own, self.shared, self.prompt_of[:rows], self._filled)
+    def _plan(self, rows: int, tail: int) -> Plan:
+        return make_plan(self.shape, tail, self.own, self.shared, self.prompt_of[:rows], self._filled)
 
     def _append(self, table: PageTable, owners: Ints) -> Ints:
         if self.pages_used + len(owners) > self.pages:
@@ -150,10 +153,12 @@ class PagedKV:
             self._tail_len[full] = 0
             self._bias[tails] = float("-inf")
         step = self.step
-        if self._dirty:
-            step.plan = self._plan(rows)
+        # Read as much of the tails as the longest has filled, rounded up so that the plan lasts some steps.
+        tail = (int(self._tail_len[:rows].max(initial=0)) // _ROUND + 1) * _ROUND
+        if self._dirty or tail != step.plan.tail:
+            step.plan = self._plan(rows, tail)
             step.work.fit(step.plan)
-            step.tail_bias = self._bias[:rows, None, None, :]
+            step.tail_bias = self._bias[:rows, None, :tail]
             self._dirty = False
         place = np.arange(rows) * self.shape.page + self._tail_len[:rows]
         self._bias.view(-1).index_fill_(0, self._index(place), 0.0)

@@ -1,7 +1,7 @@
-"""Our decoder to and from stock checkpoints: Llama for teachers, GraniteMoeHybrid for students.
+"""Our decoder to and from stock checkpoints: Llama, Qwen2, Qwen3 for teachers, GraniteMoeHybrid for students.
 
-An adapter of two pure maps over named tensors (``to_stock``, ``from_stock``), with stock_config.py beside it, so that
-a saved model is a folder that transformers, vLLM and llama.cpp load without our code (FACTS.md, section 3). Inside, x
+An adapter of two maps over named tensors (``to_stock``, ``from_stock``), with stock_config.py beside it, so that a
+saved model is a folder that transformers, vLLM and llama.cpp load without our code (FACTS.md, section 3). Inside, x
 and B stay at key-value width; saving repeats them per query group, loading folds them back where the copies agree.
 
 Usage: ``save_checkpoint(model, tokenizer_from="assets/tiny", out_dir="student")``.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from thinkfast.files import atomic_write
 from thinkfast.models.decoder import Decoder
 from thinkfast.models.spec import ModelSpec
 from thinkfast.models.stock_config import to_config
+from thinkfast.models.tensorfiles import Read, Shapes
 from thinkfast.models.tokenizer import Tokenizer
 
 TOKENIZER_FILES = (
@@ -31,6 +33,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+EMBED, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 
 
 class UnfoldableError(ModelError):
@@ -108,14 +111,14 @@ def _sub(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def to_stock(tensors: dict[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
     """Our named tensors to the stock names and shapes of ``spec``'s family."""
-    out = {"model.embed_tokens.weight": tensors["embed.weight"], "model.norm.weight": tensors["norm.weight"]}
+    out = {EMBED: tensors["embed.weight"], FINAL_NORM: tensors["norm.weight"]}
     if not spec.tie_embeddings:
-        out["lm_head.weight"] = tensors["head.weight"]
+        out[HEAD] = tensors["head.weight"]
     for i, kind in enumerate(spec.layer_types):
         ours, theirs = _sub(tensors, f"layers.{i}."), f"model.layers.{i}."
         out[theirs + "input_layernorm.weight"] = ours["input_norm.weight"]
         out[theirs + "post_attention_layernorm.weight"] = ours["post_norm.weight"]
-        if spec.is_student:
+        if _is_granite(spec):
             out[theirs + "shared_mlp.input_linear.weight"] = ours["mlp.gate_up.weight"]
             out[theirs + "shared_mlp.output_linear.weight"] = ours["mlp.down.weight"]
         else:
@@ -142,69 +145,101 @@ def from_stock(tensors: dict[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]
     Errors: ModelError naming the tensors that are missing, left over, or of another shape than the config says;
     UnfoldableError where a wider ``spec`` would do.
     """
-    left = dict(tensors)
-    missing: list[str] = []
+    check_stock({name: tuple(t.shape) for name, t in tensors.items()}, spec)
+    for name, t in tensors.items():
+        if not t.is_floating_point():
+            raise ModelError(f"{name} holds {t.dtype}", remedy="use weights that are not quantised")
+    return dict(convert_stock(lambda names: {name: tensors[name] for name in names}, spec, HEAD in tensors))
 
-    def take(name: str) -> Tensor:
-        if name not in left:
-            missing.append(name)
-            return torch.empty(0)
-        return left.pop(name)
 
-    names = _stock_names(spec)
-    stock = {name: take(name) for name in names}
+def check_stock(shapes: Shapes, spec: ModelSpec) -> None:
+    """Check names and shapes of a checkpoint against ``spec``, before any weight is read.
+
+    Errors: ModelError naming the tensors that are missing, left over, or of another shape than the config says.
+    """
+    wanted = stock_shapes(spec)
+    ignored = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(spec.n_layers)}
     if spec.tie_embeddings:
-        tied = left.pop("lm_head.weight", None)
-        embed = stock["model.embed_tokens.weight"]
-        if tied is not None and embed.numel() and not torch.equal(tied, embed):
-            raise ModelError(
-                "the config ties the embeddings but lm_head.weight differs from them",
-                remedy="set tie_word_embeddings to false in config.json",
-            )
-    for layer in range(spec.n_layers):
-        left.pop(f"model.layers.{layer}.self_attn.rotary_emb.inv_freq", None)
-    if missing or left:
+        ignored.add(HEAD)  # a tied head may be stored; convert_stock holds it to its word
+    missing = [name for name in wanted if name not in shapes]
+    unused = [name for name in shapes if name not in wanted and name not in ignored]
+    if missing or unused:
         parts = [f"missing {', '.join(sorted(missing)[:4])}"] if missing else []
-        parts += [f"unused {', '.join(sorted(left)[:4])}"] if left else []
+        parts += [f"unused {', '.join(sorted(unused)[:4])}"] if unused else []
         raise ModelError(
-            f"the weights do not match config.json: {'; '.join(parts)} ({len(missing)} missing, {len(left)} unused)",
-            remedy="check that config.json and the safetensors files come from one model",
+            f"the weights do not match config.json: {'; '.join(parts)} ({len(missing)} missing, {len(unused)} unused)",
+            remedy=_mismatch_remedy(missing, unused, spec),
         )
-    for name, shape in names.items():
-        if tuple(stock[name].shape) != shape:
+    for name, shape in wanted.items():
+        if shapes[name] != shape:
             raise ModelError(
-                f"{name} has shape {tuple(stock[name].shape)}, config.json implies {shape}",
+                f"{name} has shape {shapes[name]}, config.json implies {shape}",
                 remedy="check that config.json and the safetensors files come from one model",
             )
-        if not stock[name].is_floating_point():
-            raise ModelError(f"{name} holds {stock[name].dtype}", remedy="use weights that are not quantised")
-    out = {"embed.weight": stock["model.embed_tokens.weight"], "norm.weight": stock["model.norm.weight"]}
+
+
+def _mismatch_remedy(missing: list[str], unused: list[str], spec: ModelSpec) -> str:
+    if missing == [HEAD]:
+        return "if the embeddings are tied, set tie_word_embeddings to true in config.json; else copy all the weights"
+    if any(part in name for name in unused for part in ("expert", "block_sparse_moe")):
+        return "a mixture of experts is not supported: use a dense model"
+    if any(name.endswith("_proj.bias") for name in unused) and spec.family == "llama":
+        return "a Llama block with biases is not supported; Qwen2's biases need model_type qwen2 in config.json"
+    return "check that config.json and the safetensors files come from one model"
+
+
+def convert_stock(read: Read, spec: ModelSpec, has_head: bool) -> Iterator[tuple[str, Tensor]]:
+    """Our tensors by name, one layer's stock tensors ``read`` at a time; names and shapes are checked already.
+
+    Errors: ModelError where a tied head differs from the embeddings; UnfoldableError as for ``from_stock``.
+    """
+    names = stock_shapes(spec)
+    stock = read([EMBED, *([HEAD] if has_head else [])])
+    if spec.tie_embeddings and has_head and not torch.equal(stock[HEAD], stock[EMBED]):
+        raise ModelError(
+            f"the config ties the embeddings but {HEAD} differs from them",
+            remedy="set tie_word_embeddings to false in config.json",
+        )
+    yield "embed.weight", stock.pop(EMBED)
     if not spec.tie_embeddings:
-        out["head.weight"] = stock["lm_head.weight"]
+        yield "head.weight", stock.pop(HEAD)
+    del stock
+    yield "norm.weight", read([FINAL_NORM])[FINAL_NORM]
     for i, kind in enumerate(spec.layer_types):
-        theirs, ours = _sub(stock, f"model.layers.{i}."), f"layers.{i}."
-        out[ours + "input_norm.weight"] = theirs["input_layernorm.weight"]
-        out[ours + "post_norm.weight"] = theirs["post_attention_layernorm.weight"]
-        if spec.is_student:
-            out[ours + "mlp.gate_up.weight"] = theirs["shared_mlp.input_linear.weight"]
-            out[ours + "mlp.down.weight"] = theirs["shared_mlp.output_linear.weight"]
-        else:
-            out[ours + "mlp.gate_up.weight"] = torch.cat((theirs["mlp.gate_proj.weight"], theirs["mlp.up_proj.weight"]))
-            out[ours + "mlp.down.weight"] = theirs["mlp.down_proj.weight"]
-        if kind == "mamba":
-            mamba = _mamba_from_stock(_sub(theirs, "mamba."), spec)
-            out |= {f"{ours}mixer.{name}": t for name, t in mamba.items()}
-            continue
-        for leaf in ("weight", "bias") if spec.qkv_bias else ("weight",):
-            out[f"{ours}mixer.qkv.{leaf}"] = torch.cat([theirs[f"self_attn.{c}_proj.{leaf}"] for c in "qkv"])
-        out[ours + "mixer.out.weight"] = theirs["self_attn.o_proj.weight"]
-        if spec.qk_norm:
-            out[ours + "mixer.q_norm"] = theirs["self_attn.q_norm.weight"]
-            out[ours + "mixer.k_norm"] = theirs["self_attn.k_norm.weight"]
+        prefix = f"model.layers.{i}."
+        theirs = _sub(read([name for name in names if name.startswith(prefix)]), prefix)
+        for name, tensor in _layer_from_stock(theirs, spec, kind).items():
+            yield f"layers.{i}.{name}", tensor
+
+
+def _layer_from_stock(theirs: dict[str, Tensor], spec: ModelSpec, kind: str) -> dict[str, Tensor]:
+    out = {
+        "input_norm.weight": theirs["input_layernorm.weight"],
+        "post_norm.weight": theirs["post_attention_layernorm.weight"],
+    }
+    if _is_granite(spec):
+        out["mlp.gate_up.weight"] = theirs["shared_mlp.input_linear.weight"]
+        out["mlp.down.weight"] = theirs["shared_mlp.output_linear.weight"]
+    else:
+        out["mlp.gate_up.weight"] = torch.cat((theirs["mlp.gate_proj.weight"], theirs["mlp.up_proj.weight"]))
+        out["mlp.down.weight"] = theirs["mlp.down_proj.weight"]
+    if kind == "mamba":
+        mamba = _mamba_from_stock(_sub(theirs, "mamba."), spec)
+        return out | {f"mixer.{name}": t for name, t in mamba.items()}
+    for leaf in ("weight", "bias") if spec.qkv_bias else ("weight",):
+        out[f"mixer.qkv.{leaf}"] = torch.cat([theirs[f"self_attn.{c}_proj.{leaf}"] for c in "qkv"])
+    out["mixer.out.weight"] = theirs["self_attn.o_proj.weight"]
+    if spec.qk_norm:
+        out["mixer.q_norm"] = theirs["self_attn.q_norm.weight"]
+        out["mixer.k_norm"] = theirs["self_attn.k_norm.weight"]
     return out
 
 
-def _stock_names(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+def _is_granite(spec: ModelSpec) -> bool:
+    return spec.is_student or spec.family == "granitemoehybrid"
+
+
+def stock_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Every stock tensor that ``spec`` implies, with its shape, read off a meta model through ``to_stock``."""
     with torch.device("meta"):
         model = Decoder(spec)

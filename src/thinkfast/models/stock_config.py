@@ -34,6 +34,8 @@ def to_config(spec: ModelSpec, extra: dict[str, Any] | None = None) -> dict[str,
     Errors: ModelError where no stock config expresses ``spec``.
     """
     family = "granitemoehybrid" if spec.is_student else spec.family
+    if family not in FAMILIES:
+        raise ModelError(f"there is no stock config of family {family!r}", remedy=f"use one of {', '.join(FAMILIES)}")
     said = {"qkv_bias": family == "qwen2", "qk_norm": family == "qwen3"}  # what the family's name alone implies
     for name, has in (("qkv_bias", spec.qkv_bias and spec.n_attention > 0), ("qk_norm", spec.qk_norm)):
         if has != said[name]:
@@ -66,7 +68,7 @@ def to_config(spec: ModelSpec, extra: dict[str, Any] | None = None) -> dict[str,
             "original_max_position_embeddings": s.original_max_positions,
         }
         config["rope_scaling"] = config["rope_parameters"]
-    if not spec.is_student:
+    if family != "granitemoehybrid":
         config |= {"architectures": [ARCHITECTURES[family]], "model_type": family, "head_dim": spec.head_dim}
         if family != "llama":
             config |= {"use_sliding_window": False, "sliding_window": None, "max_window_layers": spec.n_layers}
@@ -125,7 +127,9 @@ def _from_config(config: dict[str, Any]) -> ModelSpec:
         raise refusal(kind)
     heads, width, n_layers = (int(config[k]) for k in ("num_attention_heads", "hidden_size", "num_hidden_layers"))
     # Where Qwen's configs leave these two out, transformers takes constants that no real model has: ask for them.
-    kv_heads = int(config["num_key_value_heads"] if kind.startswith("qwen") else config.get("num_key_value_heads") or heads)
+    kv_heads = int(
+        config["num_key_value_heads"] if kind.startswith("qwen") else config.get("num_key_value_heads") or heads
+    )
     head_dim = int(config["head_dim"] if kind == "qwen3" else config.get("head_dim") or width // heads)
     student = kind == "granitemoehybrid"
     kinds = tuple(LAYER_NAMES.get(k, k) for k in config["layer_types"]) if student else ("attention",) * n_layers

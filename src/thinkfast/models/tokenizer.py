@@ -9,14 +9,15 @@ Usage: ``Tokenizer.from_dir("assets/tiny").chat("Tom has 3 apples …")``.
 from __future__ import annotations
 
 import json
+import re
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from thinkfast.errors import ModelError
+from thinkfast.models.chat import ChatTemplate, template_source
 
-if TYPE_CHECKING:
-    from jinja2 import Template
+_MARKER = re.compile(r"<\|[^|<>\s]+\|>")  # how most models write a marker; others (<s>, [INST]) may be plain text
 
 
 class Tokenizer:
@@ -47,10 +48,39 @@ class Tokenizer:
             raise ModelError(f"{folder} has no tokenizer.json", remedy="copy it from the original model")
         config = _read_json(folder / "tokenizer_config.json")
         template_file = folder / "chat_template.jinja"
-        template = template_file.read_text() if template_file.is_file() else config.get("chat_template")
+        template = (
+            template_file.read_text() if template_file.is_file() else template_source(config.get("chat_template"))
+        )
         self = cls(folder, template, config, frozenset())
         self.eos_ids = frozenset(self._eos(folder, config))
+        self._require_special_tokens()
         return self
+
+    def _require_special_tokens(self) -> None:
+        """Every token the checkpoint names must be one token here: else a prompt falls to pieces and nothing warns."""
+        remedy = "copy tokenizer.json and tokenizer_config.json from one and the same model"
+        for kind in ("bos", "pad", "unk"):
+            token = _text(self._config.get(f"{kind}_token"))
+            if token is not None and self._backend.token_to_id(token) is None:
+                raise ModelError(f"the {kind} token {token!r} is not in {self.path}/tokenizer.json", remedy=remedy)
+        if lost := [i for i in sorted(self.eos_ids) if self._backend.id_to_token(i) is None]:
+            raise ModelError(f"the end token {lost[0]} is no token of {self.path}/tokenizer.json", remedy=remedy)
+        if self._template is None:
+            return
+        for marker in _MARKER.findall(self._template.render([{"role": "user", "content": "1 + 1"}])):
+            if len(self.encode(marker)) != 1:
+                raise ModelError(
+                    f"the chat template writes {marker!r}, which is no token of {self.path}/tokenizer.json",
+                    remedy=remedy,
+                )
+
+    def require_fit(self, rows: int) -> None:
+        """Raise ModelError where a token has no row among the ``rows`` of the embedding."""
+        if self.vocab_size > rows:
+            raise ModelError(
+                f"{self.path}: the tokenizer has {self.vocab_size} tokens, the embedding {rows} rows",
+                remedy="use the tokenizer that came with these weights",
+            )
 
     def _eos(self, folder: Path, config: dict[str, Any]) -> list[int]:
         ids: list[int] = []
@@ -66,8 +96,9 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, added ones included."""
-        return int(self._backend.get_vocab_size(with_added_tokens=True))
+        """Number of tokens, added ones included; gaps between their ids count."""
+        added = self._backend.get_added_tokens_decoder()
+        return max(int(self._backend.get_vocab_size(with_added_tokens=True)), 1 + max(added, default=-1))
 
     def special_ids(self) -> dict[str, int]:
         """``{"bos_token_id": ..., ...}`` for the special tokens that the tokenizer names, as config.json wants them."""
@@ -91,17 +122,14 @@ class Tokenizer:
         """The prompt for a question: chat template with the generation prompt; plain text where there is none."""
         if self._template is None:
             return self.encode(question)
-        tokens = {k: _text(v) or "" for k, v in self._config.items() if k.endswith("_token")}
-        messages = [{"role": "user", "content": question}]
-        return self.encode(self._template.render(messages=messages, add_generation_prompt=True, **tokens))
+        return self.encode(self._template.render([{"role": "user", "content": question}]))
 
     @cached_property
-    def _template(self) -> Template | None:
+    def _template(self) -> ChatTemplate | None:
         if self._chat_template is None:
             return None
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(self._chat_template)
+        tokens = {k: _text(v) or "" for k, v in self._config.items() if k.endswith("_token")}
+        return ChatTemplate(self._chat_template, tokens)
 
 
 def _text(token: Any) -> str | None:

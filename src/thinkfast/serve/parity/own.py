@@ -1,0 +1,114 @@
+"""Our forms against each other: step by step, packed, forked, batched. All in fp32, on logits or on whole chains.
+
+Legend: L tokens of a sequence, S steps, n sequences, V vocabulary.
+
+Usage: ``for check in (prefill_against_step, one_against_ragged, ...): check(loaded, chains)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from thinkfast.engine.cache import Cache, Fork
+from thinkfast.engine.llm import LLM
+from thinkfast.engine.plan import make_plan
+from thinkfast.engine.request import Chain, Request, SamplingParams
+from thinkfast.models.loading import Loaded
+from thinkfast.models.ragged import Ragged
+from thinkfast.serve.parity.report import Check
+from thinkfast.serve.parity.sample import LOGITS, Greedy, our_logits
+
+SAMPLES = 8
+
+
+def prefill_against_step(loaded: Loaded, chains: Sequence[Greedy]) -> Check:
+    """Prefill of the first tokens, then one step a token, against one parallel pass, on every stepped position.
+
+    Prompts cut to 1, 2, and around the convolution's width are where a state handed over wrongly shows.
+    """
+    width = loaded.spec.d_conv
+    cuts = [len(chain.prompt) for chain in chains]
+    for i, cut in enumerate((1, 2, width - 1, width, width + 1)):
+        cuts[i % len(cuts)] = min(cut, len(chains[i % len(cuts)].sequence) - 1)
+    sequences = [chain.sequence for chain in chains]
+    steps = min(len(s) - cut for s, cut in zip(sequences, cuts, strict=True))
+    whole = [our_logits(loaded, s[: cut + steps])[cut:] for s, cut in zip(sequences, cuts, strict=True)]
+    worst = 0.0
+    for i, logits in enumerate(step_logits(loaded, sequences, cuts, steps)):
+        worst = _worst(worst, logits - torch.stack([rows[i] for rows in whole]))
+    detail = f"{len(cuts)} sequences, prefilled {min(cuts)} to {max(cuts)} tokens, then {steps} steps"
+    return Check("prefill, then step", "one parallel pass", worst, LOGITS, "", detail)
+
+
+@torch.inference_mode()
+def step_logits(
+    loaded: Loaded, sequences: Sequence[Sequence[int]], cuts: Sequence[int], steps: int
+) -> Iterator[Tensor]:
+    """``steps`` times [n, V] in fp32: logits of the tokens after each sequence's first ``cut``, fed one at a time."""
+    model, device = loaded.model, loaded.model.head_weight.device
+    plan = make_plan(loaded.spec, len(cuts), max(cuts) + steps, model.head_weight.dtype.itemsize, None)
+    cache = Cache(loaded.spec, plan.max_batch, plan.max_len, plan.pages, model.head_weight.dtype, device)
+    ragged = Ragged(torch.tensor(list(cuts), device=device))
+    heads = [t for s, cut in zip(sequences, cuts, strict=True) for t in s[:cut]]
+    _, states = model.prefill(torch.tensor(heads, device=device), ragged)
+    cache.fork([Fork(handle, 1, last=True) for handle in cache.store(list(cuts), states)])
+    tokens = torch.tensor([s[cut : cut + steps] for s, cut in zip(sequences, cuts, strict=True)], device=device)
+    positions = torch.tensor(list(cuts), device=device)
+    for i in range(steps):
+        yield model.logits(model.step(tokens[:, i], positions + i, cache.begin_step())).float()
+
+
+@torch.inference_mode()
+def one_against_ragged(loaded: Loaded, chains: Sequence[Greedy]) -> Check:
+    """Every prompt alone against all of them packed into one pass, on every position."""
+    device = loaded.model.head_weight.device
+    prompts = [chain.prompt for chain in chains]
+    ragged = Ragged(torch.tensor([len(p) for p in prompts], device=device))
+    packed = loaded.model(torch.tensor([t for p in prompts for t in p], device=device), ragged)
+    worst = 0.0
+    for prompt, hidden in zip(prompts, packed.split([len(p) for p in prompts]), strict=True):
+        worst = _worst(worst, loaded.model.logits(hidden).float() - our_logits(loaded, prompt))
+    lens = [len(p) for p in prompts]
+    detail = f"{len(prompts)} prompts of {min(lens)} to {max(lens)} tokens"
+    return Check("batch of one", "ragged batch", worst, LOGITS, "", detail)
+
+
+def alone_against_together(loaded: Loaded, chains: Sequence[Greedy], new: int) -> Check:
+    """Sampled chains of requests that run one after the other against the same requests in one batch."""
+    prompts = [chain.prompt for chain in chains]
+    params = SamplingParams(n=2, temperature=0.8, max_tokens=new, seed=7)
+    requests = [Request(str(i), prompt, params) for i, prompt in enumerate(prompts)]
+    llm = LLM(loaded, max_batch=2 * len(prompts), max_len=max(map(len, prompts)) + new)
+    together = {(c.request, c.index): c.tokens for c in llm.stream(requests)}
+    alone = {(c.request, c.index): c.tokens for request in requests for c in llm.stream([request])}
+    differing = sum(together[key] != alone[key] for key in together)
+    detail = f"{len(together)} sampled chains of up to {new} tokens"
+    return Check("requests one by one", "the same in one batch", float(differing), 0.0, "chains differ", detail)
+
+
+def fork_against_independent(loaded: Loaded, chains: Sequence[Greedy], new: int) -> Check:
+    """Samples forked from one prefill against as many prefills of the same prompt, under the same seeds."""
+    prompts = [chain.prompt for chain in chains]
+    llm = LLM(loaded, max_batch=SAMPLES * len(prompts), max_len=max(map(len, prompts)) + new)
+
+    def request(i: int, count: int, first: int) -> Request:
+        params = SamplingParams(n=count, temperature=0.8, max_tokens=new, seed=11)
+        return Request(str(i), prompts[i], params, first_index=first)
+
+    numbers = range(len(prompts))
+    forked = {(c.request, c.index): c.tokens for c in llm.stream([request(i, SAMPLES, 0) for i in numbers])}
+    single: list[Chain] = []
+    for first in range(SAMPLES):
+        single += llm.stream([request(i, 1, first) for i in numbers])
+    differing = sum(forked[c.request, c.index] != c.tokens for c in single)
+    detail = f"{SAMPLES} samples of each of {len(prompts)} prompts, up to {new} tokens"
+    return Check("fork of one prefill", "independent prefills", float(differing), 0.0, "chains differ", detail)
+
+
+def _worst(before: float, difference: Tensor) -> float:
+    """The larger of ``before`` and the largest magnitude; a NaN stays one."""
+    now = float(difference.abs().max())
+    return now if not now <= before else before

@@ -1,0 +1,329 @@
+"""`tiny` solves real problems here; where time matters the engine runs on a clock that its own steps advance."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import thinkfast.engine.llm
+import thinkfast.engine.session
+import thinkfast.judge.solve
+from thinkfast.engine.llm import LLM
+from thinkfast.errors import InputError, ModelError
+from thinkfast.judge.events import ChainFinished, Decided, Event, Started, VoteChanged
+from thinkfast.judge.solve import solve, solve_many
+from thinkfast.judge.tally import Tally
+from thinkfast.models.loading import load_model
+
+CARDS = (
+    "At the shop cards cost 18 dollars each and stones cost 18 dollars each. Ivy needs 2 cards and 3 stones. "
+    "How many dollars does Ivy pay?"
+)
+JUICE = (
+    "At the start a tank holds 22 liters of juice. Later Dan brings 72 more liters of juice. Later Ben takes 17 liters "
+    "from the tank. After that a pump adds 8 liters per minute for 9 minutes. How many liters of juice are in the tank "
+    "now?"
+)
+COINS = (
+    "In the factory of Sam there are 3 machines. The work is done in 6 hours. In one hour each machine makes 2 coins. "
+    "Sam sells the coins for 7 dollars each. How many dollars does Sam have at the end?"
+)
+ROW_STEP = 0.001  # seconds that a row costs a step on the engine's own clock
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM("tiny", max_batch=16, max_len=512)
+
+
+@pytest.fixture
+def clock(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock on which every decode step takes ROW_STEP a row, and nothing else takes any time."""
+    now = SimpleNamespace(seconds=100.0, steps=0)
+    step = llm._runner.step
+
+    def slow_step() -> Any:
+        now.seconds += ROW_STEP * llm._runner.cache.rows
+        now.steps += 1
+        return step()
+
+    monkeypatch.setattr(llm._runner, "step", slow_step)
+    fake = SimpleNamespace(monotonic=lambda: now.seconds)
+    for module in (thinkfast.engine.llm, thinkfast.engine.session, thinkfast.judge.solve):
+        monkeypatch.setattr(module, "time", fake)
+    return now
+
+
+def never(tally: Tally, remaining: int) -> bool:
+    return False
+
+
+def after(votes: int) -> Callable[[Tally, int], bool]:
+    return lambda tally, remaining: tally.total >= votes
+
+
+def is_free(llm: LLM) -> bool:
+    usage = llm._runner.usage
+    return (usage.rows, usage.prompts, usage.pages, usage.states) == (0, 0, 0, 0)
+
+
+def test_the_answer_of_a_whole_vote(llm: LLM) -> None:
+    events: list[Event] = []
+    found = solve(CARDS, seconds=math.inf, model=llm, n=6, on_event=events.append, stop_rule=never)
+    assert (found.answer, found.status, found.n_finished, found.model) == ("90", "complete", 6, "tiny")
+    assert found.votes[0].count / 6 == found.share >= 0.5
+    assert sorted(ballot.chain.index for ballot in found.chains) == list(range(6))
+    assert found.note == "all 6 chains finished"
+    assert found.tokens == sum(len(ballot.chain.tokens) for ballot in found.chains) > 6 * 50
+    shown = found.sample
+    assert shown is not None
+    assert "\\boxed{90}" in shown.chain.text
+    assert isinstance(events[0], Started)
+    assert [e.finished for e in events if isinstance(e, ChainFinished)] == [1, 2, 3, 4, 5, 6]
+    votes = [e for e in events if isinstance(e, VoteChanged)]
+    assert votes[0].new_leader
+    assert votes[-1].standings == found.votes
+    assert votes[-1].answer == "90"
+    assert not any(isinstance(e, Decided) for e in events)
+    assert is_free(llm)
+
+
+def test_the_same_seed_draws_the_same_chains_in_whatever_waves(llm: LLM, clock: SimpleNamespace) -> None:
+    hot: dict[str, Any] = {"model": llm, "temperature": 5.0, "max_tokens": 60, "stop_rule": never}
+    ample = solve(CARDS, seconds=1000, n=16, **hot)
+    # 8 rows take up to 0.48 s for 60 tokens here, so this leaves time for a second wave of a few.
+    tight = solve(CARDS, seconds=0.8, n=16, **hot)
+    other = solve(CARDS, seconds=1000, n=4, seed=1, **hot)
+    texts = {ballot.chain.index: ballot.chain.tokens for ballot in ample.chains}
+    assert len(set(texts.values())) == 16
+    assert 8 < tight.n_finished < 16
+    assert all(texts[b.chain.index] == b.chain.tokens for b in tight.chains if b.finished)
+    assert all(texts[b.chain.index] != b.chain.tokens for b in other.chains)
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.5, 1.4])
+def test_the_deadline_is_kept_to_one_step(llm: LLM, clock: SimpleNamespace, seconds: float) -> None:
+    found = solve(CARDS, seconds=seconds, model=llm, n=64, stop_rule=never)
+    assert found.status == "deadline"
+    assert seconds <= found.seconds <= seconds + 16 * ROW_STEP
+    assert is_free(llm)
+
+
+def test_the_best_answer_so_far_is_given_at_the_deadline(llm: LLM, clock: SimpleNamespace) -> None:
+    whole = solve(CARDS, seconds=1000, model=llm, n=8, stop_rule=never)
+    found = solve(CARDS, seconds=whole.seconds + 0.1, model=llm, n=64)
+    assert (found.answer, found.status) == ("90", "deadline")
+    assert found.n_finished >= 8
+    assert any(ballot.chain.finish == "deadline" for ballot in found.chains)
+    # Cut chains without a mark have not voted: the share is that of those that have.
+    assert found.votes == whole.votes
+    assert found.note == f"time was up after {found.n_finished} of 64 chains"
+
+
+def test_a_cut_chain_votes_once_it_has_marked_its_answer(llm: LLM, clock: SimpleNamespace) -> None:
+    whole = solve(CARDS, seconds=1000, model=llm, temperature=0)
+    length = len(whole.chains[0].chain.tokens)
+    # The first token comes with the prompt, and the last two are "." and the end.
+    in_time = solve(CARDS, seconds=ROW_STEP * (length - 2.5), model=llm, temperature=0)
+    assert (in_time.answer, in_time.n_finished, in_time.status) == ("90", 0, "deadline")
+    assert in_time.sample is not None
+    assert not in_time.sample.finished
+    too_late = solve(CARDS, seconds=ROW_STEP * (length - 12.5), model=llm, temperature=0)
+    assert (too_late.answer, too_late.votes, too_late.share) == (None, (), 0.0)
+    assert too_late.note == "time was up before a chain finished (1 had begun): give it more seconds"
+
+
+def test_greedy_is_one_chain(llm: LLM) -> None:
+    found = solve(CARDS, seconds=math.inf, model=llm, n=64, temperature=0)
+    assert (found.n, found.n_finished, found.status, found.note) == (1, 1, "complete", "the chain finished")
+
+
+def test_a_decision_ends_the_rest_before_the_next_step(llm: LLM, clock: SimpleNamespace) -> None:
+    events: list[tuple[Event, int]] = []
+    found = solve(
+        CARDS,
+        seconds=1000,
+        model=llm,
+        n=40,
+        temperature=1.5,
+        max_tokens=200,
+        on_event=lambda event: events.append((event, clock.steps)),
+        stop_rule=after(12),
+    )
+    (decided,) = [(event, steps) for event, steps in events if isinstance(event, Decided)]
+    assert isinstance(decided[0], Decided)
+    assert decided[0].remaining == 40 - 12
+    assert decided[1] == clock.steps  # no step was made after it
+    assert found.decided_early
+    assert 12 <= found.n_finished < 40
+    assert found.note.startswith(f"decided after {found.n_finished} of 40 chains")
+    assert any(ballot.chain.finish == "cancelled" for ballot in found.chains)
+    assert len(found.chains) < 40  # some were never begun
+    assert is_free(llm)
+
+
+def test_the_default_rule_stops_when_nothing_can_change(llm: LLM) -> None:
+    found = solve(CARDS, seconds=math.inf, model=llm, n=14, temperature=0.3)
+    # All 8 of the first wave agree, and 6 more can do nothing about it.
+    assert (found.answer, found.decided_early, found.n_finished, len(found.chains)) == ("90", True, 8, 8)
+    assert found.share == 1.0
+
+
+def test_many_problems_share_one_deadline(llm: LLM) -> None:
+    found = solve_many([CARDS, JUICE, COINS], seconds=math.inf, model=llm, n=3, stop_rule=never)
+    assert [solution.answer for solution in found] == ["90", "149", "252"]
+    assert [solution.n_finished for solution in found] == [3, 3, 3]
+    assert all(sorted(b.chain.index for b in solution.chains) == [0, 1, 2] for solution in found)
+    assert solve_many([], seconds=1, model=llm) == []
+
+
+def test_every_problem_has_a_chain_before_any_has_two(llm: LLM, clock: SimpleNamespace) -> None:
+    problems = [CARDS, JUICE, COINS] * 4
+    steps = max(len(s.chains[0].chain.tokens) for s in solve_many(problems[:3], seconds=1000, model=llm, n=1))
+    found = solve_many(problems, seconds=steps * len(problems) * ROW_STEP, model=llm, n=8, stop_rule=never)
+    assert all(solution.n_finished >= 1 for solution in found)
+    assert found[0].seconds <= steps * len(problems) * ROW_STEP + 16 * ROW_STEP
+
+
+def test_rows_of_a_decided_problem_go_to_the_others(llm: LLM, clock: SimpleNamespace) -> None:
+    def only_cards(tally: Tally, remaining: int) -> bool:
+        return tally.standings()[0].answer == "90"
+
+    events: list[Event] = []
+    cards, juice = solve_many(
+        [CARDS, JUICE], seconds=1000, model=llm, n=14, on_event=events.append, stop_rule=only_cards
+    )
+    assert (cards.answer, cards.decided_early) == ("90", True)
+    assert cards.n_finished <= 4  # its part of the first wave
+    assert (juice.answer, juice.status, juice.n_finished) == ("149", "complete", 14)
+    assert {event.problem for event in events if isinstance(event, Decided)} == {0}
+    assert is_free(llm)
+
+
+def test_an_engine_of_one_row_will_do() -> None:
+    small = LLM("tiny", max_batch=1, max_len=256)
+    one, two = solve_many([CARDS, COINS], seconds=math.inf, model=small, n=2, max_tokens=12)
+    assert (one.n_finished, two.n_finished) == (2, 2)
+    assert solve(CARDS, seconds=math.inf, model=small, n=2, max_tokens=12).n_finished == 2
+    assert is_free(small)
+
+
+def test_a_listener_that_fails_leaves_the_engine_free(llm: LLM) -> None:
+    def fail(event: Event) -> None:
+        if isinstance(event, ChainFinished):
+            raise RuntimeError("stop here")
+
+    with pytest.raises(RuntimeError, match="stop here"):
+        solve(CARDS, seconds=math.inf, model=llm, n=4, on_event=fail)
+    assert is_free(llm)
+    assert solve(CARDS, seconds=math.inf, model=llm, n=1).answer == "90"
+
+
+def test_the_wall_clock_agrees(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Late by at most the step in progress and 50 ms. Others use this machine too, so the median decides."""
+    step, slowest = llm._runner.step, 0.0
+
+    def timed() -> Any:
+        nonlocal slowest
+        began = time.monotonic()
+        try:
+            return step()
+        finally:
+            slowest = max(slowest, time.monotonic() - began)
+
+    monkeypatch.setattr(llm._runner, "step", timed)
+    late = []
+    for seconds in (0.2, 0.3, 0.4, 0.5, 0.6):
+        slowest, began = 0.0, time.monotonic()
+        found = solve(CARDS, seconds=seconds, model=llm, n=256, stop_rule=never)
+        took = time.monotonic() - began
+        assert found.status == "deadline"
+        assert seconds <= found.seconds <= took < seconds + 2
+        late.append(took - seconds - slowest)
+    assert sorted(late)[2] < 0.05
+
+
+def test_loading_counts_and_may_use_up_the_time() -> None:
+    found = solve(CARDS, seconds=1e-6, model="tiny")
+    assert (found.answer, found.status, found.chains) == (None, "deadline", ())
+    assert found.note.startswith("loading the model took ")
+    assert found.seconds > 1e-3
+
+
+def test_a_budget_too_small_for_anything(llm: LLM) -> None:
+    found = solve(CARDS, seconds=1e-9, model=llm)
+    assert (found.answer, found.n_finished) == (None, 0)
+    assert "time was up before a chain finished" in found.note
+
+
+def test_an_engine_made_by_name_is_as_large_as_the_problem_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[LLM] = []
+
+    class Spy(LLM):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(thinkfast.judge.solve, "LLM", Spy)
+    assert solve(CARDS, seconds=math.inf, model="tiny", n=3, max_tokens=200, temperature=0.3).answer == "90"
+    (llm,) = made
+    assert llm.plan.max_batch == 3
+    assert llm.plan.max_len < 300
+
+
+def test_chains_without_an_answer_are_told_of(llm: LLM) -> None:
+    found = solve(CARDS, seconds=math.inf, model=llm, n=2, max_tokens=5)
+    assert (found.answer, found.status, found.n_finished) == (None, "complete", 2)
+    assert found.note == "all 2 chains finished, but no answer was found in them"
+
+
+def test_to_dict_is_plain_and_whole(llm: LLM) -> None:
+    found = solve(CARDS, seconds=math.inf, model=llm, n=2)
+    data = found.to_dict()
+    assert (data["answer"], data["budget"], data["n"], data["tokens"]) == ("90", None, 2, found.tokens)
+    assert data["votes"][0]["share"] == data["share"] == found.share
+    assert data["sample"]["text"].endswith("\\boxed{90}.")
+    assert replace(found, budget=5.0).to_dict()["budget"] == 5.0
+
+
+@pytest.mark.parametrize(
+    ("problem", "options", "error", "words"),
+    [
+        ("", {}, InputError, "the problem is empty"),
+        (" \n", {}, InputError, "the problem is empty"),
+        (CARDS, {"seconds": 0}, InputError, "seconds is 0"),
+        (CARDS, {"seconds": -1.5}, InputError, "seconds is -1.5"),
+        (CARDS, {"seconds": math.nan}, InputError, "seconds is nan"),
+        (CARDS, {"seconds": -1, "model": "no-such"}, InputError, "seconds is -1"),
+        (CARDS, {"n": 0}, InputError, "n is 0"),
+        (CARDS, {"n": -3}, InputError, "n is -3"),
+        (CARDS, {"temperature": math.nan}, InputError, "temperature is nan"),
+        (CARDS, {"max_tokens": 0}, InputError, "max_tokens is 0"),
+        (CARDS, {"model": "tinny"}, ModelError, "unknown model 'tinny'"),
+        ("cards " * 5000, {"model": "tiny"}, InputError, r"the problem has \d{4,} tokens, and tiny takes 4096"),
+        ("cards " * 600, {}, InputError, r"the problem has \d{3,} tokens, and tiny takes 512"),
+    ],
+)
+def test_mistakes(llm: LLM, problem: str, options: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        solve(problem, **{"seconds": 5, "model": llm, **options})
+    assert is_free(llm)
+
+
+def test_mistakes_in_many(llm: LLM) -> None:
+    with pytest.raises(InputError, match="problem 1 is empty"):
+        solve_many([CARDS, ""], seconds=1, model=llm)
+    with pytest.raises(InputError, match="problem 1 has"):
+        solve_many([CARDS, "cards " * 600], seconds=1, model=llm)
+    with pytest.raises(InputError, match="one string"):
+        solve_many(CARDS, seconds=1, model=llm)
+
+
+def test_a_checkpoint_folder_is_a_model() -> None:
+    assert solve(CARDS, seconds=math.inf, model=load_model("tiny").path, n=1, temperature=0).answer == "90"
