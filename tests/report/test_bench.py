@@ -52,13 +52,19 @@ def config(folders: dict[str, Path], **changes: Any) -> BenchConfig:
 def found(folders: dict[str, Path], fast_machine: None) -> dict[str, Any]:
     said: list[str] = []
     result = bench(config(folders), said.append, notes=["a note"])
-    assert len(said) == 1 + 2 * (5 + 3) + 2 * 3
+    # The machine; two rounds of distinct prompts at 4 and 9 new tokens, of one prompt at both; two turns of curves.
+    hybrids = why_not_transformers(SPECS["hybrid"]) is None
+    assert len(said) == 1 + 2 * ((4 + hybrids) + 3 + 4 + 3) + 2 * 3
     return result
 
 
 def test_everything_is_there_and_goes_into_json_and_report(found: dict[str, Any]) -> None:
     again = json.loads(json.dumps(found))
     assert {"machine", "versions", "commit", "threads", "load", "roofline", "config"} <= set(again)
+    assert {(c["system"], c["engine"], c["new_tokens"]) for c in again["one_prompt"]} == {
+        *((name, "thinkfast", new) for name in SPECS for new in (4, 9)),
+        ("teacher", "transformers", 4),
+    }
     cells = {(c["system"], c["engine"], c["new_tokens"]): c for c in again["throughput"]}
     ours = {(name, "thinkfast", new) for name in SPECS for new in (4, 9)}
     versions = tuple(int(part) for part in again["versions"]["transformers"].split(".")[:2])
@@ -95,6 +101,8 @@ def test_ratios_are_medians_of_neighbours_in_one_run(found: dict[str, Any]) -> N
     assert found["engine_vs_transformers"]["teacher"] == pytest.approx(
         ratio(("teacher", "transformers", 4), ("teacher", "thinkfast", 4))
     )
+    assert found["student_vs_teacher_one_prompt"].keys() == {"hybrid", "pure"}
+    assert found["engine_vs_transformers_one_prompt"].keys() == {"teacher"}
     assert {r["wanted"] for r in found["ratios"]} == {None}  # nothing is promised at batch 3
 
 
@@ -128,6 +136,7 @@ def test_the_baseline_runs_the_same_weights_on_the_same_terms(folders: dict[str,
     assert torch.allclose(logits.flatten(0, 1), ours, atol=1e-4)
     timing = baseline.run(prompts, 6)
     assert (timing.tokens, timing.steps) == (24, 5)
+    assert baseline.run(prompts[:1], 6, samples=3).tokens == 18
     assert 0 < timing.prefill_seconds < timing.seconds
 
 
@@ -175,10 +184,23 @@ def test_curves_time_every_context_once_a_turn(folders: dict[str, Path]) -> None
 def test_the_promise_is_that_of_the_issue() -> None:
     bench_config = BenchConfig()
     cases = list(bench_config.cases())
-    assert cases == [Case(64, 64, 256), Case(64, 64, 512)]
-    assert [bench_config.wanted("engine_vs_transformers", case) for case in cases] == [3.0, 3.0]
-    assert [bench_config.wanted("student_vs_teacher", case) for case in cases] == [None, 1.5]
+    assert cases == [Case(64, 64, new, shared) for shared in (False, True) for new in (256, 512)]
+    assert [bench_config.wanted("engine_vs_transformers", case) for case in cases] == [3.0, 3.0, None, None]
+    assert [bench_config.wanted("student_vs_teacher", case) for case in cases] == [None, 1.5, None, None]
     assert bench_config.wanted("student_vs_teacher", Case(16, 64, 512)) is None
+
+
+def test_a_shared_prompt_is_read_once() -> None:
+    assert Case(64, 64, 255).context == 64 + 128
+    assert Case(64, 64, 255, shared=True).context == 1 + 128
+    assert list(BenchConfig(batches=(1,), new_tokens=(2,)).cases()) == [Case(1, 64, 2)]
+    assert list(BenchConfig(batches=(1,), new_tokens=(2,), prompts=("one",)).cases()) == [Case(1, 64, 2, shared=True)]
+
+
+def test_samples_of_one_prompt_are_prefilled_once(folders: dict[str, Path]) -> None:
+    ours = Ours("teacher", load_model(folders["teacher"]), batch=4, longest=20)
+    timing = ours.run([[1, 2, 3]], 5, samples=4)
+    assert (timing.tokens, timing.steps, ours.llm.stats.prefill_tokens) == (20, 4, 3)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +210,8 @@ def test_the_promise_is_that_of_the_issue() -> None:
         ({"new_tokens": (-1,)}, "new is -1"),
         ({"new_tokens": ()}, "no --new is given"),
         ({"prompt_tokens": 0}, "prompt is 0"),
+        ({"prompts": ()}, "prompts is 0"),
+        ({"prompts": ("two",)}, "prompts is 'two'"),
         ({"repeats": 0}, "repeats is 0"),
         ({"against": "vllm"}, "cannot bench against 'vllm'"),
         ({"models": ()}, "no model"),

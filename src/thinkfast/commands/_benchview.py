@@ -26,7 +26,7 @@ def print_bench(found: Mapping[str, Any], console: Console) -> None:
     """Tables of a bench's data, and the circumstances of the measurement."""
     if not console.is_terminal:
         console.width = max(console.width, PIPE_WIDTH)
-    console.print(_speeds(found["throughput"]))
+    console.print(_speeds([*found["throughput"], *found["one_prompt"]]))
     if (ratios := bench_table({"bench": found})) is not None:
         console.print(terminal_table(ratios))
     if found["step_curves"]:
@@ -46,7 +46,7 @@ def _speeds(cells: Sequence[Mapping[str, Any]]) -> Table:
             cell["system"],
             cell["engine"],
             str(cell["batch"]),
-            f"{cell['prompt_tokens']}+{cell['new_tokens']}",
+            f"{cell['prompt_tokens']}{' shared' if cell['shared_prompt'] else ''}+{cell['new_tokens']}",
             f"{cell['tokens_per_second']:,.0f}",
             f"{cell['ms_per_step']:.2f}",
             f"{cell['bound_ms_per_step']:.2f}",

@@ -108,7 +108,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         solution = self._solution
         standings, total = (solution.votes, _total(solution.votes)) if solution else (self._standings, self._total)
         question = Text(self._problem.strip(), style="bold")
-        bars = Padding(_bars(standings, total), (1, 0, 1, 1))
+        bars = Padding(_bars(standings, total, "no answer yet" if solution is None else "no answer"), (1, 0, 1, 1))
         return Group(question, bars, self._status() if solution is None else Text(_outcome(solution), style="dim"))
 
     def _status(self) -> RenderableType:
@@ -134,15 +134,15 @@ def solve_view(console: Console, problem: str, seconds: float, n: int) -> LiveVi
     return (LiveView if console.is_terminal else PlainView)(console, problem, seconds, n)
 
 
-def _bars(standings: tuple[Standing, ...], total: int) -> RenderableType:
-    """Shares of the votes; what has no bar of its own is summed up."""
+def _bars(standings: tuple[Standing, ...], total: int, none: str) -> RenderableType:
+    """Shares of the votes; what has no bar of its own is summed up. none: what to say where there are no votes."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(justify="right", max_width=28, no_wrap=True, overflow="ellipsis")
     grid.add_column()
     grid.add_column(justify="right")
     grid.add_column(justify="right")
     if not standings:
-        grid.add_row(Text("no answer yet" if not total else "no answer", style="dim"), _bar(0, "dim"), "", "")
+        grid.add_row(Text(none, style="dim"), _bar(0, "dim"), "", "")
         return grid
     shown = standings if len(standings) <= SHOWN else standings[: SHOWN - 1]
     for place, standing in enumerate(shown):

@@ -27,6 +27,9 @@ def run(
         list[str] | None, typer.Argument(help="Names or folders, or LABEL=either; default all embedded models.")
     ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Chains decoded together; may be repeated.")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option(help="distinct: every chain has its own; one: all share one. Default both.")
+    ] = None,
     prompt: Annotated[int | None, typer.Option(help="Tokens of each random prompt.")] = None,
     new: Annotated[list[int] | None, typer.Option(help="Tokens each chain is forced to; may be repeated.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Rounds, all contestants in turn; ratios are medians.")] = None,
@@ -60,6 +63,7 @@ def run(
         raise InputError(f"dtype is {dtype!r}", remedy=f"pass --dtype {' or '.join(DTYPES)}")
     given: dict[str, Any] = {
         "batches": batch and tuple(batch),
+        "prompts": prompts and tuple(prompts),
         "prompt_tokens": prompt,
         "new_tokens": new and tuple(new),
         "repeats": repeats,

@@ -21,6 +21,7 @@ from torch import Tensor
 from thinkfast.errors import ModelError, OutputError
 from thinkfast.files import atomic_write
 from thinkfast.models.decoder import Decoder
+from thinkfast.models.skeleton import skeleton
 from thinkfast.models.spec import ModelSpec
 from thinkfast.models.stock_config import to_config
 from thinkfast.models.tensorfiles import Read, Shapes
@@ -34,6 +35,7 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 EMBED, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+Pieces = tuple[Tensor, ...]
 
 
 class UnfoldableError(ModelError):
@@ -149,7 +151,8 @@ def from_stock(tensors: dict[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]
     for name, t in tensors.items():
         if not t.is_floating_point():
             raise ModelError(f"{name} holds {t.dtype}", remedy="use weights that are not quantised")
-    return dict(convert_stock(lambda names: {name: tensors[name] for name in names}, spec, HEAD in tensors))
+    pieces = convert_stock(lambda names: {name: tensors[name] for name in names}, spec, HEAD in tensors)
+    return {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in pieces}
 
 
 def check_stock(shapes: Shapes, spec: ModelSpec) -> None:
@@ -188,8 +191,11 @@ def _mismatch_remedy(missing: list[str], unused: list[str], spec: ModelSpec) -> 
     return "check that config.json and the safetensors files come from one model"
 
 
-def convert_stock(read: Read, spec: ModelSpec, has_head: bool) -> Iterator[tuple[str, Tensor]]:
-    """Our tensors by name, one layer's stock tensors ``read`` at a time; names and shapes are checked already.
+def convert_stock(read: Read, spec: ModelSpec, has_head: bool) -> Iterator[tuple[str, Pieces]]:
+    """Our tensors by name, each as the pieces whose rows make it up; names and shapes are checked already.
+
+    One layer's stock tensors are ``read`` at a time, and pieces are not joined here, so that a caller that copies
+    them into place holds no weight twice.
 
     Errors: ModelError where a tied head differs from the embeddings; UnfoldableError as for ``from_stock``.
     """
@@ -200,38 +206,41 @@ def convert_stock(read: Read, spec: ModelSpec, has_head: bool) -> Iterator[tuple
             f"the config ties the embeddings but {HEAD} differs from them",
             remedy="set tie_word_embeddings to false in config.json",
         )
-    yield "embed.weight", stock.pop(EMBED)
+    yield "embed.weight", (stock.pop(EMBED),)
     if not spec.tie_embeddings:
-        yield "head.weight", stock.pop(HEAD)
-    del stock
-    yield "norm.weight", read([FINAL_NORM])[FINAL_NORM]
+        yield "head.weight", (stock.pop(HEAD),)
+    stock.clear()
+    yield "norm.weight", (read([FINAL_NORM])[FINAL_NORM],)
     for i, kind in enumerate(spec.layer_types):
         prefix = f"model.layers.{i}."
         theirs = _sub(read([name for name in names if name.startswith(prefix)]), prefix)
-        for name, tensor in _layer_from_stock(theirs, spec, kind).items():
-            yield f"layers.{i}.{name}", tensor
+        for name, pieces in _layer_from_stock(theirs, spec, kind).items():
+            yield f"layers.{i}.{name}", pieces
 
 
-def _layer_from_stock(theirs: dict[str, Tensor], spec: ModelSpec, kind: str) -> dict[str, Tensor]:
+def _layer_from_stock(theirs: dict[str, Tensor], spec: ModelSpec, kind: str) -> dict[str, Pieces]:
+    def one(name: str) -> Pieces:
+        return (theirs[name],)
+
     out = {
-        "input_norm.weight": theirs["input_layernorm.weight"],
-        "post_norm.weight": theirs["post_attention_layernorm.weight"],
+        "input_norm.weight": one("input_layernorm.weight"),
+        "post_norm.weight": one("post_attention_layernorm.weight"),
     }
     if _is_granite(spec):
-        out["mlp.gate_up.weight"] = theirs["shared_mlp.input_linear.weight"]
-        out["mlp.down.weight"] = theirs["shared_mlp.output_linear.weight"]
+        out["mlp.gate_up.weight"] = one("shared_mlp.input_linear.weight")
+        out["mlp.down.weight"] = one("shared_mlp.output_linear.weight")
     else:
-        out["mlp.gate_up.weight"] = torch.cat((theirs["mlp.gate_proj.weight"], theirs["mlp.up_proj.weight"]))
-        out["mlp.down.weight"] = theirs["mlp.down_proj.weight"]
+        out["mlp.gate_up.weight"] = (theirs["mlp.gate_proj.weight"], theirs["mlp.up_proj.weight"])
+        out["mlp.down.weight"] = one("mlp.down_proj.weight")
     if kind == "mamba":
         mamba = _mamba_from_stock(_sub(theirs, "mamba."), spec)
-        return out | {f"mixer.{name}": t for name, t in mamba.items()}
+        return out | {f"mixer.{name}": (t,) for name, t in mamba.items()}
     for leaf in ("weight", "bias") if spec.qkv_bias else ("weight",):
-        out[f"mixer.qkv.{leaf}"] = torch.cat([theirs[f"self_attn.{c}_proj.{leaf}"] for c in "qkv"])
-    out["mixer.out.weight"] = theirs["self_attn.o_proj.weight"]
+        out[f"mixer.qkv.{leaf}"] = tuple(theirs[f"self_attn.{c}_proj.{leaf}"] for c in "qkv")
+    out["mixer.out.weight"] = one("self_attn.o_proj.weight")
     if spec.qk_norm:
-        out["mixer.q_norm"] = theirs["self_attn.q_norm.weight"]
-        out["mixer.k_norm"] = theirs["self_attn.k_norm.weight"]
+        out["mixer.q_norm"] = one("self_attn.q_norm.weight")
+        out["mixer.k_norm"] = one("self_attn.k_norm.weight")
     return out
 
 
@@ -240,10 +249,8 @@ def _is_granite(spec: ModelSpec) -> bool:
 
 
 def stock_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Every stock tensor that ``spec`` implies, with its shape, read off a meta model through ``to_stock``."""
-    with torch.device("meta"):
-        model = Decoder(spec)
-    return {name: tuple(t.shape) for name, t in to_stock(dict(model.state_dict()), spec).items()}
+    """Every stock tensor that ``spec`` implies, with its shape, read off a skeleton through ``to_stock``."""
+    return {name: tuple(t.shape) for name, t in to_stock(dict(skeleton(spec).state_dict()), spec).items()}
 
 
 def save_checkpoint(

@@ -19,6 +19,7 @@ from torch import Tensor
 from thinkfast.errors import ModelError
 from thinkfast.models.checkpoint import HEAD, UnfoldableError, check_stock, convert_stock
 from thinkfast.models.decoder import Decoder
+from thinkfast.models.skeleton import skeleton
 from thinkfast.models.sources.catalogue import ASSETS, EMBEDDED
 from thinkfast.models.sources.resolve import find_model
 from thinkfast.models.spec import ModelSpec
@@ -70,8 +71,7 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32, device: str
             spec = replace(spec, ssm_kv_heads=spec.n_heads)
             tensors = _read(files, spec, dtype, device)
         sha = digest.result()
-    with torch.device("meta"):
-        model = Decoder(spec)
+    model = skeleton(spec)
     model.load_state_dict(tensors, strict=True, assign=True)
     model.reset_frequencies(device)
     model.requires_grad_(False).eval()
@@ -79,6 +79,14 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32, device: str
 
 
 def _read(files: StockFiles, spec: ModelSpec, dtype: torch.dtype, device: str | torch.device) -> dict[str, Tensor]:
-    # copy=True: a tensor that stayed backed by the file would keep all of its pages in memory.
     converted = convert_stock(files.read, spec, HEAD in files.shapes)
-    return {name: t.to(device=device, dtype=dtype, copy=True) for name, t in converted}
+    return {name: _joined(pieces, dtype, device) for name, pieces in converted}
+
+
+def _joined(pieces: tuple[Tensor, ...], dtype: torch.dtype, device: str | torch.device) -> Tensor:
+    """The pieces' rows, always in memory of its own: one that stayed backed by the file would keep all its pages."""
+    rows = [len(piece) for piece in pieces]
+    out = torch.empty((sum(rows), *pieces[0].shape[1:]), dtype=dtype, device=device)
+    for place, piece in zip(out.split_with_sizes(rows), pieces, strict=True):
+        place.copy_(piece)
+    return out

@@ -80,10 +80,13 @@ def bench(config: BenchConfig, say: Say | None = None, notes: Sequence[str] = ()
         "threads": torch.get_num_threads(),
         "load": {"before": load, "after": os.getloadavg()},
         "roofline": asdict(machine),
-        "throughput": run.cells,
+        "throughput": [cell for cell in run.cells if not cell["shared_prompt"]],
+        "one_prompt": [cell for cell in run.cells if cell["shared_prompt"]],
         "ratios": run.ratios,
         "engine_vs_transformers": run.best("engine_vs_transformers"),
         "student_vs_teacher": run.best("student_vs_teacher"),
+        "engine_vs_transformers_one_prompt": run.best("engine_vs_transformers", shared=True),
+        "student_vs_teacher_one_prompt": run.best("student_vs_teacher", shared=True),
         "step_curves": {name: asdict(curve) | {"slope": curve.slope} for name, curve in curves.items()},
         "break_even": run.break_even(curves),
         "notes": run.notes,
@@ -114,25 +117,26 @@ class _Bench:
         """Time every contestant in turns and note cells and ratios."""
         size = min(one.spec.vocab_size for one in self.loaded.values())
         generator = torch.Generator().manual_seed(self.config.seed)
-        prompts = torch.randint(0, size, (case.batch, case.prompt), generator=generator).tolist()
+        rows, samples = (1, case.batch) if case.shared else (case.batch, 1)
+        prompts = torch.randint(0, size, (rows, case.prompt), generator=generator).tolist()
         entries: list[Entry] = []
         for make in self._makers(case):
             with PeakMemory(torch.device(self.config.device)) as memory:
                 contestant = make()
                 self.say(f"{contestant.system} in {contestant.engine}: {case}, round 1 of {self.config.repeats}")
-                contestant.run(prompts, min(WARM_UP_TOKENS, case.new))
-                first = contestant.run(prompts, 1).seconds
-                runs = [contestant.run(prompts, case.new)]
+                contestant.run(prompts, min(WARM_UP_TOKENS, case.new), samples)
+                first = contestant.run(prompts, 1, samples).seconds
+                runs = [contestant.run(prompts, case.new, samples)]
             entries.append(Entry(contestant, first, memory.bytes, runs))
         for turn in range(1, self.config.repeats):
             for entry in entries:
                 who = f"{entry.contestant.system} in {entry.contestant.engine}"
                 self.say(f"{who}: {case}, round {turn + 1} of {self.config.repeats}")
-                entry.runs.append(entry.contestant.run(prompts, case.new))
+                entry.runs.append(entry.contestant.run(prompts, case.new, samples))
         self.cells += [self._cell(case, entry) for entry in entries]
         self._compare(case, {entry.key: entry.runs for entry in entries})
         for entry in entries:
-            if isinstance(entry.contestant, Ours):
+            if isinstance(entry.contestant, Ours) and not case.shared:
                 self._first_token[entry.contestant.system, case.batch] = entry.first_token
 
     def _makers(self, case: Case) -> list[Callable[[], Contestant]]:
@@ -141,6 +145,8 @@ class _Bench:
         for name, one in self.loaded.items():
             makers.append(lambda name=name, one=one: Ours(name, one, case.batch, case.prompt + case.new))  # type: ignore[misc]
             if self.config.against == "none" or case.new != self.config.new_tokens[0]:
+                continue
+            if case.shared and one.spec.is_student:  # minutes, for what the case of distinct prompts tells
                 continue
             if why := why_not_transformers(one.spec):
                 note = f"{name} has no transformers baseline: {why}"
@@ -157,12 +163,13 @@ class _Bench:
     def _cell(self, case: Case, entry: Entry) -> dict[str, Any]:
         system, engine = entry.key
         step = statistics.median(run.ms_per_step for run in entry.runs)
-        cost = decode_step(self.loaded[system].spec, case.batch, case.prompt + (case.new + 1) / 2, self.sizes)
+        cost = decode_step(self.loaded[system].spec, case.batch, case.context, self.sizes)
         bound = 1e3 * cost.seconds(self.machine)
         return {
             "system": system,
             "engine": engine,
             "batch": case.batch,
+            "shared_prompt": case.shared,
             "prompt_tokens": case.prompt,
             "new_tokens": case.new,
             "tokens_per_second": statistics.median(run.tokens_per_second for run in entry.runs),
@@ -193,16 +200,15 @@ class _Bench:
         promised = kind == "student_vs_teacher" or system == self.teacher
         self.ratios.append(
             {"name": f"{who}: {case}", "kind": kind, "system": system}
-            | {"batch": case.batch, "prompt_tokens": case.prompt, "new_tokens": case.new}
+            | {"batch": case.batch, "shared_prompt": case.shared, "prompt_tokens": case.prompt, "new_tokens": case.new}
             | {"value": statistics.median(rounds), "cpu_value": cpu, "rounds": rounds}
             | {"wanted": self.config.wanted(kind, case) if promised else None}
         )
 
-    def best(self, kind: RatioKind) -> dict[str, float]:
+    def best(self, kind: RatioKind, shared: bool = False) -> dict[str, float]:
         """A kind's ratio by system, at the largest batch and the most new tokens it was measured at."""
-        found = sorted(
-            (r for r in self.ratios if r["kind"] == kind), key=lambda ratio: (ratio["batch"], ratio["new_tokens"])
-        )
+        found = [ratio for ratio in self.ratios if (ratio["kind"], ratio["shared_prompt"]) == (kind, shared)]
+        found.sort(key=lambda ratio: (ratio["batch"], ratio["new_tokens"]))
         return {ratio["system"]: ratio["value"] for ratio in found}
 
     def curves(self) -> dict[str, Curve]:
@@ -212,7 +218,7 @@ class _Bench:
 
     def break_even(self, curves: dict[str, Curve]) -> list[dict[str, Any]]:
         """Where each student overtakes its teacher: predicted, measured, and by the bound alone."""
-        if self.teacher is None or not curves:
+        if self.teacher is None or not curves or not self._first_token:
             return []
         batch, prompt, new = max(self.config.batches), self.config.prompt_tokens, max(self.config.new_tokens)
         measured = {

@@ -15,6 +15,7 @@ from thinkfast.models.spec import ModelSpec
 from thinkfast.report.evalconfig import system_list
 
 DEFAULT_MODELS = ("tiny", "tiny-hybrid", "tiny-pure")
+Prompts = Literal["distinct", "one"]
 RatioKind = Literal["engine_vs_transformers", "student_vs_teacher"]
 # On a CPU, fp32, at this batch; a student at this many new tokens, a teacher at any.
 WANTED: dict[RatioKind, float] = {"engine_vs_transformers": 3.0, "student_vs_teacher": 1.5}
@@ -23,27 +24,37 @@ WANTED_BATCH, WANTED_NEW = 64, 512
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One cell of the grid: ``batch`` prompts of ``prompt`` tokens, ``new`` forced tokens each."""
+    """One cell of the grid: ``batch`` chains of ``new`` forced tokens, each after its own prompt of ``prompt`` tokens,
+    or with ``shared`` all after one, as when a problem is sampled many times.
+    """
 
     batch: int
     prompt: int
     new: int
+    shared: bool = False
 
     def __str__(self) -> str:
-        return f"batch {self.batch}, prompt {self.prompt}, {self.new} new tokens"
+        prompt = f"one prompt of {self.prompt}" if self.shared else f"prompts of {self.prompt}"
+        return f"batch {self.batch}, {prompt}, {self.new} new tokens"
+
+    @property
+    def context(self) -> float:
+        """Context tokens a row that a decode step has to read, on average over the steps; a shared prompt once."""
+        return self.prompt / (self.batch if self.shared else 1) + (self.new + 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
 class BenchConfig:
     """models: names or folders, each optionally `label=model`; the first Transformer is the teacher of the rest.
 
-    batches, prompt_tokens, new_tokens: the grid. repeats: rounds of all contestants in turn; ratios are medians over
+    batches, prompts, prompt_tokens, new_tokens: the grid. repeats: rounds of all contestants in turn; ratios are medians over
     rounds. against: the engine to compare with, at the first of new_tokens. curve: also measure step time against
     context, at the largest batch, and break-even.
     """
 
     models: tuple[str, ...] = DEFAULT_MODELS
     batches: tuple[int, ...] = (64,)
+    prompts: tuple[Prompts, ...] = ("distinct", "one")
     prompt_tokens: int = 64
     new_tokens: tuple[int, ...] = (256, 512)
     repeats: int = 3
@@ -56,8 +67,10 @@ class BenchConfig:
     def validate(self) -> None:
         """Refuse numbers out of range. Errors: InputError."""
         system_list(self.models)
+        if bad := [kind for kind in self.prompts if kind not in ("distinct", "one")]:
+            raise InputError(f"prompts is {bad[0]!r}", remedy="pass --prompts distinct, --prompts one, or both")
         whole = [("batch", self.batches), ("new", self.new_tokens)]
-        whole += [("prompt", (self.prompt_tokens,)), ("repeats", (self.repeats,))]
+        whole += [("prompt", (self.prompt_tokens,)), ("repeats", (self.repeats,)), ("prompts", (len(self.prompts),))]
         for name, values in whole:
             if not values:
                 raise InputError(f"no --{name} is given", remedy=f"pass --{name} of at least 1")
@@ -67,10 +80,12 @@ class BenchConfig:
             raise InputError(f"cannot bench against {self.against!r}", remedy="pass --against transformers or none")
 
     def cases(self) -> Iterator[Case]:
-        """The grid, each combination once."""
+        """The grid, each combination once; a batch of one has its own prompt either way."""
         for batch in dict.fromkeys(self.batches):
-            for new in dict.fromkeys(self.new_tokens):
-                yield Case(batch, self.prompt_tokens, new)
+            for prompts in dict.fromkeys(self.prompts):
+                if batch > 1 or self.prompts == ("one",) or prompts == "distinct":
+                    for new in dict.fromkeys(self.new_tokens):
+                        yield Case(batch, self.prompt_tokens, new, prompts == "one")
 
     @property
     def longest(self) -> int:
@@ -83,7 +98,7 @@ class BenchConfig:
 
     def wanted(self, kind: RatioKind, case: Case) -> float | None:
         """The ratio this case is held to; None where no promise was made."""
-        promised = self.device == "cpu" and self.dtype == "fp32" and case.batch == WANTED_BATCH
+        promised = self.device == "cpu" and self.dtype == "fp32" and case.batch == WANTED_BATCH and not case.shared
         if not promised or (kind == "student_vs_teacher" and case.new != WANTED_NEW):
             return None
         return WANTED[kind]

@@ -80,8 +80,8 @@ class Contestant(Protocol):
         """The engine's name."""
         ...
 
-    def run(self, prompts: Prompts, new: int) -> Timing:
-        """One chain of exactly ``new`` tokens for every prompt, at temperature 1 without filters."""
+    def run(self, prompts: Prompts, new: int, samples: int = 1) -> Timing:
+        """``samples`` chains of exactly ``new`` tokens for every prompt, at temperature 1 without filters."""
         ...
 
 
@@ -100,15 +100,15 @@ class Ours:
         """What the memory plan allows for weights, caches and workspace."""
         return self.llm.plan.weight_bytes + self.llm.plan.needed_bytes
 
-    def run(self, prompts: Prompts, new: int) -> Timing:
+    def run(self, prompts: Prompts, new: int, samples: int = 1) -> Timing:
         """See Contestant. Errors: ModelError where a chain ended early, which only broken weights can do."""
         stats = self.llm.stats
         before = replace(stats)
         clock = _Clock()
-        self.llm.generate(prompts, SamplingParams(max_tokens=new, ignore_eos=True))
+        self.llm.generate(prompts, SamplingParams(n=samples, max_tokens=new, ignore_eos=True))
         seconds, cpu_seconds = clock.read()
         tokens = stats.generated_tokens - before.generated_tokens
-        _require_length(self.system, tokens, len(prompts) * new)
+        _require_length(self.system, tokens, len(prompts) * samples * new)
         return Timing(
             seconds,
             cpu_seconds,
@@ -171,6 +171,7 @@ class Transformers:
             top_p=1.0,
             min_new_tokens=new,
             max_new_tokens=new,
+            num_return_sequences=samples,
             eos_token_id=self._eos or None,
             pad_token_id=self._eos[0] if self._eos else 0,
         )
@@ -187,7 +188,7 @@ class Transformers:
             synchronize(self._device)
             seconds, cpu_seconds = clock.read()
         tokens = (out.shape[1] - ids.shape[1]) * out.shape[0]
-        _require_length(self.system, tokens, len(prompts) * new)
+        _require_length(self.system, tokens, len(prompts) * samples * new)
         prefill = 0.0 if first.at is None else first.at - clock.wall
         return Timing(seconds, cpu_seconds, prefill, seconds - prefill, new - 1, tokens)
 

@@ -21,15 +21,9 @@ from torch import Tensor
 from thinkfast.errors import ParityError
 from thinkfast.models.loading import Loaded
 from thinkfast.models.spec import ModelSpec
+from thinkfast.serve.parity.conditioning import Gap, count_divergences, settle
 from thinkfast.serve.parity.report import Check
-from thinkfast.serve.parity.sample import (
-    LOGITS,
-    Divergence,
-    Greedy,
-    count_divergences,
-    divergence,
-    our_logits,
-)
+from thinkfast.serve.parity.sample import LOGITS, Divergence, Greedy, divergence, our_logits
 
 NAME = "transformers"
 REMEDY = "pip install 'transformers>=5.23'"
@@ -51,21 +45,20 @@ def against_transformers(loaded: Loaded, folder: Path, chains: Sequence[Greedy],
     if lost := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[kind]]:
         raise ParityError(f"{against} did not use every weight: {lost[0]}", remedy="export the model again")
     theirs.eval()
-    worst, spread, found = 0.0, 0.0, list[Divergence | None]()
+    spread, gaps, found = 0.0, list[Gap](), list[Divergence | None]()
     for chain in chains:
-        ours, other = our_logits(loaded, chain.sequence), their_logits(theirs, chain.sequence)
-        gap = float((ours - other).abs().max())
-        worst = gap if not gap <= worst else worst  # a NaN stays one
+        other = their_logits(theirs, chain.sequence)
+        gaps.append(Gap(chain.sequence, 0, (our_logits(loaded, chain.sequence) - other).abs().amax(-1)))
         spread = max(spread, float(other.abs().max()))
         # Position i says token i + 1; equal argmax along our own chain means, by induction, equal greedy chains.
-        said = other[len(chain.prompt) - 1 : -1].argmax(-1).tolist()
-        found.append(_first(ours[len(chain.prompt) - 1 : -1], chain.tokens, said))
-    apart, ties = count_divergences(found, LOGITS)
+        found.append(divergence(loaded, chain, other[len(chain.prompt) - 1 : -1].argmax(-1).tolist()))
+    settled = settle(loaded, gaps, LOGITS)
+    apart, ties = count_divergences(loaded, found, LOGITS)
     new, tokens = len(chains[0].tokens), sum(len(chain.sequence) for chain in chains)
-    scale = f"{tokens} positions of {len(chains)} sequences, largest logit {spread:.3g}"
+    scale = f"{tokens} positions of {len(chains)} sequences, largest logit {spread:.3g}{settled.said}"
     uncached = f"{len(chains)} prompts x {new} tokens, use_cache=False{ties}"
     checks = [
-        Check("logits", against, worst, LOGITS, "", scale),
+        Check("logits", against, settled.worst, LOGITS, "", scale),
         Check("greedy tokens", against, float(apart), 0.0, "prompts differ", uncached),
     ]
     return [*checks, _generate(loaded, theirs, against, chains[:cached])]
@@ -84,13 +77,8 @@ def _generate(loaded: Loaded, theirs: Any, against: str, chains: Sequence[Greedy
         with torch.inference_mode():
             out = theirs.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), pad_token_id=0, **options)
         found.append(divergence(loaded, chain, out[0, len(chain.prompt) :].tolist()))
-    apart, ties = count_divergences(found, LOGITS)
+    apart, ties = count_divergences(loaded, found, LOGITS)
     return Check(name, against, float(apart), 0.0, "prompts differ", f"{len(chains)} prompts x {new} tokens{ties}")
-
-
-def _first(logits: Tensor, ours: Sequence[int], theirs: Sequence[int]) -> Divergence | None:
-    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
-    return None if at is None else Divergence(at, float(logits[at, ours[at]] - logits[at, theirs[at]]))
 
 
 @torch.inference_mode()

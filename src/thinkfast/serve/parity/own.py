@@ -18,6 +18,7 @@ from thinkfast.engine.plan import make_plan
 from thinkfast.engine.request import Chain, Request, SamplingParams
 from thinkfast.models.loading import Loaded
 from thinkfast.models.ragged import Ragged
+from thinkfast.serve.parity.conditioning import Gap, settle
 from thinkfast.serve.parity.report import Check
 from thinkfast.serve.parity.sample import LOGITS, Greedy, our_logits
 
@@ -36,11 +37,15 @@ def prefill_against_step(loaded: Loaded, chains: Sequence[Greedy]) -> Check:
     sequences = [chain.sequence for chain in chains]
     steps = min(len(s) - cut for s, cut in zip(sequences, cuts, strict=True))
     whole = [our_logits(loaded, s[: cut + steps])[cut:] for s, cut in zip(sequences, cuts, strict=True)]
-    worst = 0.0
-    for i, logits in enumerate(step_logits(loaded, sequences, cuts, steps)):
-        worst = _worst(worst, logits - torch.stack([rows[i] for rows in whole]))
-    detail = f"{len(cuts)} sequences, prefilled {min(cuts)} to {max(cuts)} tokens, then {steps} steps"
-    return Check("prefill, then step", "one parallel pass", worst, LOGITS, "", detail)
+    rows = [
+        (logits - torch.stack([each[i] for each in whole])).abs().amax(-1)
+        for i, logits in enumerate(step_logits(loaded, sequences, cuts, steps))
+    ]
+    sizes = torch.stack(rows, 1)
+    gaps = [Gap(s, cut, row) for s, cut, row in zip(sequences, cuts, sizes, strict=True)]
+    settled = settle(loaded, gaps, LOGITS)
+    detail = f"{len(cuts)} sequences, prefilled {min(cuts)} to {max(cuts)} tokens, then {steps} steps{settled.said}"
+    return Check("prefill, then step", "one parallel pass", settled.worst, LOGITS, "", detail)
 
 
 @torch.inference_mode()
@@ -68,12 +73,14 @@ def one_against_ragged(loaded: Loaded, chains: Sequence[Greedy]) -> Check:
     prompts = [chain.prompt for chain in chains]
     ragged = Ragged(torch.tensor([len(p) for p in prompts], device=device))
     packed = loaded.model(torch.tensor([t for p in prompts for t in p], device=device), ragged)
-    worst = 0.0
+    gaps = []
     for prompt, hidden in zip(prompts, packed.split([len(p) for p in prompts]), strict=True):
-        worst = _worst(worst, loaded.model.logits(hidden).float() - our_logits(loaded, prompt))
+        difference = loaded.model.logits(hidden).float() - our_logits(loaded, prompt)
+        gaps.append(Gap(prompt, 0, difference.abs().amax(-1)))
+    settled = settle(loaded, gaps, LOGITS)
     lens = [len(p) for p in prompts]
-    detail = f"{len(prompts)} prompts of {min(lens)} to {max(lens)} tokens"
-    return Check("batch of one", "ragged batch", worst, LOGITS, "", detail)
+    detail = f"{len(prompts)} prompts of {min(lens)} to {max(lens)} tokens{settled.said}"
+    return Check("batch of one", "ragged batch", settled.worst, LOGITS, "", detail)
 
 
 def alone_against_together(loaded: Loaded, chains: Sequence[Greedy], new: int) -> Check:
@@ -106,9 +113,3 @@ def fork_against_independent(loaded: Loaded, chains: Sequence[Greedy], new: int)
     differing = sum(forked[c.request, c.index] != c.tokens for c in single)
     detail = f"{SAMPLES} samples of each of {len(prompts)} prompts, up to {new} tokens"
     return Check("fork of one prefill", "independent prefills", float(differing), 0.0, "chains differ", detail)
-
-
-def _worst(before: float, difference: Tensor) -> float:
-    """The larger of ``before`` and the largest magnitude; a NaN stays one."""
-    now = float(difference.abs().max())
-    return now if not now <= before else before

@@ -23,8 +23,9 @@ import torch
 
 from thinkfast.errors import InputError, ParityError
 from thinkfast.models.loading import Loaded
+from thinkfast.serve.parity.conditioning import Gap, count_divergences, settle
 from thinkfast.serve.parity.report import Check
-from thinkfast.serve.parity.sample import Greedy, count_divergences, divergence, our_logprobs
+from thinkfast.serve.parity.sample import Greedy, divergence, our_logprobs
 
 SCRIPTS = Path(__file__).with_name("scripts")
 LOGPROBS = 1e-3
@@ -58,9 +59,10 @@ def find_python(peer: Peer, given: Path | None) -> Path | None:
     return Path(sys.executable) if importlib.util.find_spec(peer.module) is not None else None
 
 
-def absent(peer: Peer) -> str:
-    """Why a peer's rows did not run, and the remedy."""
-    return f"not installed: pip install {peer.install} into an environment of its own, then {peer.option} ITS/bin/python"
+def absent(peer: Peer) -> ParityError:
+    """Why a peer's rows do not run, and the remedy."""
+    remedy = f"pip install {peer.install} into an environment of its own, then {peer.option} ITS/bin/python"
+    return ParityError("not installed here", remedy=remedy)
 
 
 def against_peer(
@@ -78,17 +80,19 @@ def against_peer(
     }
     answer = _run(peer, python, job)
     against = f"{peer.name} {answer['version']}"
-    worst, positions = 0.0, 0
+    gaps = []
     for chain, said in zip(chains, answer["sequences"], strict=True):
-        ours = our_logprobs(loaded, (*chain.prompt, *said["tokens"]))
-        gap = float((ours.double() - torch.tensor(said["logprobs"], dtype=torch.float64)).abs().max())
-        worst = gap if not gap <= worst else worst  # a NaN stays one
-        positions += len(ours)
+        sequence = (*chain.prompt, *said["tokens"])
+        difference = our_logprobs(loaded, sequence).double() - torch.tensor(said["logprobs"], dtype=torch.float64)
+        gaps.append(Gap(sequence, 0, difference.abs()))
+    settled = settle(loaded, gaps, LOGPROBS)
+    positions = sum(len(gap.sizes) for gap in gaps)
     found = [divergence(loaded, c, said["tokens"]) for c, said in zip(chains, answer["sequences"], strict=True)]
-    apart, ties = count_divergences(found, LOGPROBS)
+    apart, ties = count_divergences(loaded, found, LOGPROBS)
     tokens = f"{len(chains)} prompts x {len(chains[0].tokens)} tokens{ties}"
+    measured = f"{positions} tokens of {len(chains)} sequences{settled.said}"
     checks = [
-        Check("log-probabilities", against, worst, LOGPROBS, "", f"{positions} tokens of {len(chains)} sequences"),
+        Check("log-probabilities", against, settled.worst, LOGPROBS, "", measured),
         Check("greedy tokens", against, float(apart), 0.0, "prompts differ", tokens),
     ]
     if texts:

@@ -19,7 +19,7 @@ from thinkfast.models.loading import Loaded
 from thinkfast.models.ragged import Ragged
 
 LOGITS = 2e-4
-"""Most that two fp32 programs may differ in a logit, or in a log-probability of ours."""
+"""Most that two fp32 programs, or two forms of ours, may differ in a logit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,12 @@ class Greedy:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Where another program's greedy tokens leave ours: the token's number, and our logit of ours less that of theirs.
-    A margin within twice the tolerance of a logit is a tie, which rounding may break either way.
+    """Where another program's greedy tokens leave ours: the token's number, the tokens before it, prompt included, and
+    by how much our logit of our token exceeds that of theirs.
     """
 
     at: int
+    before: tuple[int, ...]
     margin: float
 
 
@@ -73,17 +74,7 @@ def divergence(loaded: Loaded, chain: Greedy, theirs: Sequence[int]) -> Divergen
     """Where ``theirs`` leaves our greedy tokens; None where it does not."""
     for i, (ours, other) in enumerate(zip(chain.tokens, theirs, strict=True)):
         if ours != other:
-            logits = our_logits(loaded, chain.prompt + chain.tokens[:i])[-1]
-            return Divergence(i, float(logits[ours] - logits[other]))
+            before = chain.prompt + chain.tokens[:i]
+            logits = our_logits(loaded, before)[-1]
+            return Divergence(i, before, float(logits[ours] - logits[other]))
     return None
-
-
-def count_divergences(found: Sequence[Divergence | None], tolerance: float) -> tuple[int, str]:
-    """How many chains differ for another reason than a tie, and the sentence that says so."""
-    ties = [d for d in found if d is not None and abs(d.margin) <= 2 * tolerance]
-    apart = [d for d in found if d is not None and abs(d.margin) > 2 * tolerance]
-    said = f"; {len(ties)} at a tie within {2 * tolerance:g}" if ties else ""
-    if apart:
-        worst = max(apart, key=lambda d: abs(d.margin))
-        said += f"; worst at token {worst.at}, margin {worst.margin:.2g}"
-    return len(apart), said

@@ -1,0 +1,82 @@
+"""A teacher in our engine against transformers on the same bf16 checkpoint: fp32 logits, and greedy tokens.
+
+The greedy tokens are the engine's (paged cache, ragged batch of all prompts) against `generate` (its own cache, one
+prompt at a time). Ends with one JSON line.
+
+Usage: python benchmarks/teacher_parity.py smollm2 qwen0.5b --prompts 20 --tokens 64
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+import torch
+
+from thinkfast.data.problems import load_problems
+from thinkfast.engine.llm import LLM
+from thinkfast.engine.request import SamplingParams
+from thinkfast.models.loading import load_model
+from thinkfast.models.ragged import Ragged
+from thinkfast.provenance import provenance
+
+
+@torch.inference_mode()
+def compare(name: str, prompts: int, tokens: int, problems: str) -> dict[str, object]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    questions = [problem.question for problem in load_problems(problems, prompts)]
+    loaded = load_model(name)
+    theirs = AutoModelForCausalLM.from_pretrained(loaded.path, dtype=torch.float32).eval()
+    reader = AutoTokenizer.from_pretrained(loaded.path)
+    coded = [loaded.tokenizer.chat(question) for question in questions]
+    text = [[{"role": "user", "content": question}] for question in questions]
+    templated = [reader.apply_chat_template(one, add_generation_prompt=True)["input_ids"] for one in text]
+    ours = LLM(loaded, max_batch=prompts, max_len=max(map(len, coded)) + tokens)
+    start = time.perf_counter()
+    params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
+    chains = [found[0].tokens for found in ours.generate(coded, params)]
+    engine_s = time.perf_counter() - start
+    worst, differ, gaps, generate_s = 0.0, 0, [], 0.0
+    for prompt, chain in zip(coded, chains, strict=True):
+        ids = torch.tensor([prompt])
+        start = time.perf_counter()
+        options = {"max_new_tokens": tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        want = theirs.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(prompt) :].tolist()
+        generate_s += time.perf_counter() - start
+        whole = torch.tensor([*prompt, *chain])
+        mine = loaded.model.logits(loaded.model(whole, Ragged(torch.tensor([len(whole)]))))
+        other = theirs(whole[None], use_cache=False).logits[0]
+        worst = max(worst, float((mine - other).abs().max()))
+        if list(chain) != want:
+            at = next(i for i, (a, b) in enumerate(zip(chain, want, strict=True)) if a != b)
+            row = other[len(prompt) + at - 1]
+            differ += 1
+            gaps.append({"position": at, "gap": float((row[chain[at]] - row[want[at]]).abs())})
+    return {
+        "model": name,
+        "largest_logit_difference": worst,
+        "prompts": prompts,
+        "tokens": tokens,
+        "prompts_that_differ": differ,
+        "where": gaps,
+        "prompt_tokens_equal": coded == templated,
+        "engine_seconds": round(engine_s, 1),
+        "generate_seconds": round(generate_s, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--problems", default="gsm8k_test500")
+    given = parser.parse_args()
+    found = [compare(name, given.prompts, given.tokens, given.problems) for name in given.models]
+    print(json.dumps({"teacher_parity": found, "provenance": provenance()}))
+
+
+if __name__ == "__main__":
+    main()

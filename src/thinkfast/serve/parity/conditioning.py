@@ -1,0 +1,124 @@
+"""Which differences rounding explains: a bound on logits is only fair where fp32 decides that many digits.
+
+A per-head norm turns a mixer output near zero into one of full size, so at some positions of an untrained or barely
+trained student the last bits of fp32 decide its direction, and two correct programs differ there by tenths of a logit.
+How unsure fp32 is at a position is measured without the other program: ours in fp32, and ours with the embeddings
+moved by half an ulp, against ours in fp64. A difference above the bound is put down to rounding, left out and counted
+in its row, where it is at most a few times that; a wrong formula shows at the many positions where fp32 is sure.
+
+Legend: L tokens of a sequence, S compared positions.
+
+Usage: ``settle(loaded, [Gap(sequence, 0, differences)], LOGITS)``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from thinkfast.models.loading import Loaded
+from thinkfast.models.ragged import Ragged
+from thinkfast.serve.parity.sample import Divergence, our_logits
+
+SHARE = 0.1
+"""Most of the positions that may be left out; beyond, the row holds all of them against the bound."""
+MARGIN = 4.0
+SHAKES = 2
+HALF_ULP = 2.0**-24
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Differences [S], largest over the vocabulary, at the positions from ``start`` on of ``sequence``."""
+
+    sequence: tuple[int, ...]
+    start: int
+    sizes: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """worst: the largest difference that counts. left_out: positions that do not. said: the remark about them."""
+
+    worst: float
+    left_out: int
+    said: str
+
+
+def settle(loaded: Loaded, gaps: Sequence[Gap], bound: float) -> Settled:
+    """The worst of ``gaps`` that rounding does not explain; fp64 is only run where ``bound`` is exceeded."""
+    sizes = torch.cat([gap.sizes.float().cpu() for gap in gaps])
+    whole = float(sizes.max())
+    if not bool(sizes.isfinite().all()):
+        return Settled(float("nan"), 0, "; not finite")
+    if whole <= bound:
+        return Settled(whole, 0, "")
+    noise = Noise(loaded)
+    explained = torch.cat([_explained(noise, gap, bound) for gap in gaps])
+    count, total = int(explained.sum()), len(sizes)
+    if count == 0:
+        return Settled(whole, 0, "")
+    if count > SHARE * total:
+        return Settled(whole, 0, f"; fp32 itself is unsure at {count} of {total} positions, too many to leave out")
+    said = f"; left out {count} of {total} positions where fp32 itself is unsure (up to {float(sizes[explained].max()):.2g})"
+    return Settled(float(sizes[~explained].max()), count, said)
+
+
+def _explained(noise: Noise, gap: Gap, bound: float) -> Tensor:
+    sizes = gap.sizes.float().cpu()
+    above = sizes > bound
+    if not bool(above.any()):
+        return above
+    unsure = noise(gap.sequence)[gap.start : gap.start + len(sizes)].float().cpu()
+    return above & (sizes <= MARGIN * unsure)
+
+
+def count_divergences(loaded: Loaded, found: Sequence[Divergence | None], tolerance: float) -> tuple[int, str]:
+    """How many chains differ for another reason than a tie that rounding may break, and the sentence that says so.
+
+    A tie: our logits of the two tokens are apart by no more than twice the tolerance, or than fp32 is unsure there.
+    """
+    apart, ties, noise = list[Divergence](), 0, None
+    for each in found:
+        if each is None:
+            continue
+        slack = tolerance
+        if each.margin > 2 * slack:
+            noise = noise or Noise(loaded)
+            slack = max(slack, MARGIN * float(noise(each.before)[-1]))
+        if each.margin > 2 * slack:
+            apart.append(each)
+        else:
+            ties += 1
+    said = f"; {ties} part at a tie within rounding" if ties else ""
+    if apart:
+        worst = max(apart, key=lambda d: d.margin)
+        said += f"; worst at token {worst.at}, margin {worst.margin:.2g}"
+    return len(apart), said
+
+
+class Noise:
+    """Largest error [L] that rounding makes in our own fp32 logits, by position, measured against fp64."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._fine = replace(loaded, model=copy.deepcopy(loaded.model).double())
+        self._coarse = [loaded]
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(SHAKES):
+            shaken = copy.deepcopy(loaded.model)
+            weight = shaken.embed.weight
+            with torch.no_grad():
+                weight.mul_(1 + HALF_ULP * torch.randn(weight.shape, generator=generator).to(weight))
+            self._coarse.append(replace(loaded, model=shaken))
+
+    @torch.inference_mode()
+    def __call__(self, sequence: Sequence[int]) -> Tensor:
+        model = self._fine.model
+        tokens = torch.tensor(sequence, device=model.head_weight.device)
+        true = model.logits(model(tokens, Ragged(torch.tensor([len(sequence)], device=tokens.device))))
+        errors = [(our_logits(coarse, sequence) - true).abs().amax(-1) for coarse in self._coarse]
+        return torch.stack(errors).amax(0)
