@@ -20,11 +20,12 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check -qq install --no-com
 demo: .venv/.stamp-core
 	@$(BIN)/thinkfast demo --out $(OUT)
 
+# A test process a core, one thread each: small operations leave a second thread idle, or spinning.
 # Lint and tests both run whatever the other says, and pytest's closing line is the last one.
 test: .venv/.stamp-dev
 	@status=0; \
 	$(MAKE) --no-print-directory lint || status=1; \
-	$(BIN)/python -m pytest || status=1; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist worksteal || status=1; \
 	exit $$status
 
 lint: .venv/.stamp-dev

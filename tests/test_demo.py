@@ -1,4 +1,4 @@
-"""The demo end to end, small: everything is written, and a run killed at random moments ends like an undisturbed one."""
+"""The demo end to end, small: everything is written, and a run killed at random moments ends like a whole one."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ def test_killed_demo_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
             process.wait(timeout=dice.uniform(0.15, 0.6) * length)
         except subprocess.TimeoutExpired:
             kills += 1
+        finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
     assert kills > 0

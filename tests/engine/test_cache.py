@@ -141,7 +141,7 @@ def test_random_life_agrees_with_full_copies_and_leaks_nothing(kind: str) -> Non
     cache, model = make(spec), Model(spec)
     rng = np.random.default_rng(0)
     pending: dict[int, PromptHandle] = {}
-    for _ in range(400):
+    for _ in range(200):
         action = rng.integers(0, 10)
         free = MAX_ROWS - len(model.rows)
         if action < 2 and free and not pending:

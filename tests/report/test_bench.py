@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from thinkfast.errors import CapacityError, InputError, ModelError
 from thinkfast.models.checkpoint import save_checkpoint
 from thinkfast.models.decoder import Decoder, init_weights
 from thinkfast.models.loading import ASSETS, Loaded, load_model
+from thinkfast.models.ragged import Ragged
 from thinkfast.models.spec import ModelSpec
 from thinkfast.report import bench as bench_module
 from thinkfast.report import contestants
@@ -36,10 +39,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in SPECS}
 
 
-@pytest.fixture
-def fast_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def fast_machine() -> Iterator[None]:
     machine = Machine("made up", 1e11, ((1e6, 1e10),))
-    monkeypatch.setattr(bench_module, "machine_profile", lambda device, dtype: machine)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_module, "machine_profile", lambda device, dtype: machine)
+        yield
 
 
 def config(folders: dict[str, Path], **changes: Any) -> BenchConfig:
@@ -48,7 +53,7 @@ def config(folders: dict[str, Path], **changes: Any) -> BenchConfig:
     return BenchConfig(models, **(sizes | changes))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def found(folders: dict[str, Path], fast_machine: None) -> dict[str, Any]:
     said: list[str] = []
     result = bench(config(folders), said.append, notes=["a note"])
@@ -130,8 +135,6 @@ def test_the_baseline_runs_the_same_weights_on_the_same_terms(folders: dict[str,
     baseline = Transformers(kind, loaded)
     prompts = torch.randint(0, 512, (4, 7), generator=torch.Generator().manual_seed(1)).tolist()
     logits = baseline._model(torch.tensor(prompts)).logits
-    from thinkfast.models.ragged import Ragged
-
     ours = loaded.model.logits(loaded.model(torch.tensor(prompts).flatten(), Ragged(torch.full((4,), 7))))
     assert torch.allclose(logits.flatten(0, 1), ours, atol=1e-4)
     timing = baseline.run(prompts, 6)
@@ -198,7 +201,7 @@ def test_a_shared_prompt_is_read_once() -> None:
 
 
 def test_samples_of_one_prompt_are_prefilled_once(folders: dict[str, Path]) -> None:
-    ours = Ours("teacher", load_model(folders["teacher"]), batch=4, longest=20)
+    ours = Ours("teacher", load_model(folders["teacher"]), batch=4, longest=80)
     timing = ours.run([[1, 2, 3]], 5, samples=4)
     assert (timing.tokens, timing.steps, ours.llm.stats.prefill_tokens) == (20, 4, 3)
 
@@ -226,8 +229,6 @@ def test_mistakes_are_explained_before_anything_runs(
 
     monkeypatch.setattr(bench_module, "machine_profile", never)
     base = config(folders)
-    from dataclasses import replace
-
     with pytest.raises(InputError, match=words):
         bench(replace(base, **changes))
 

@@ -9,6 +9,7 @@ Usage: ``yield from Session(runner, decode, limits, started, deadline).run(reque
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -73,14 +74,15 @@ class Session:
     _scheduler: Scheduler = field(init=False)
     _lineup: list[Sample] = field(init=False, default_factory=list)
     _open: dict[str, PromptHandle] = field(init=False, default_factory=dict)
-    _cancelled: set[str] = field(init=False, default_factory=set)
+    # Appended to by other threads; a deque's ends are safe to share.
+    _cancelled: deque[str] = field(init=False, default_factory=deque)
 
     def __post_init__(self) -> None:
         self._scheduler = Scheduler(self.limits)
 
     def cancel(self, request_id: str) -> None:
         """End a request before the next step; may be called from another thread."""
-        self._cancelled.add(request_id)
+        self._cancelled.append(request_id)
 
     def run(self, requests: Iterator[Request]) -> Iterator[Chain]:
         """Chains in the order in which they finish."""
@@ -162,8 +164,8 @@ class Session:
         return self._end(ended)
 
     def _cancel(self) -> Sequence[Chain]:
-        cancelled, self._cancelled = self._cancelled, set()
-        for request_id in cancelled:
+        cancelled = {self._cancelled.popleft() for _ in range(len(self._cancelled))}
+        for request_id in sorted(cancelled):
             self._scheduler.cancel(request_id)
             if (handle := self._open.pop(request_id, None)) is not None:
                 self.runner.close(handle)

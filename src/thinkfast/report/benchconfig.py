@@ -47,9 +47,9 @@ class Case:
 class BenchConfig:
     """models: names or folders, each optionally `label=model`; the first Transformer is the teacher of the rest.
 
-    batches, prompts, prompt_tokens, new_tokens: the grid. repeats: rounds of all contestants in turn; ratios are medians over
-    rounds. against: the engine to compare with, at the first of new_tokens. curve: also measure step time against
-    context, at the largest batch, and break-even.
+    batches, prompts, prompt_tokens, new_tokens: the grid. repeats: rounds of all contestants in turn; ratios are
+    medians over rounds. against: the engine to compare with, at the first of new_tokens. curve: also measure step
+    time against context, at the largest batch, and break-even.
     """
 
     models: tuple[str, ...] = DEFAULT_MODELS

@@ -161,7 +161,7 @@ class Transformers:
             self._model = model.to(weight.device).eval()
         self._eos = sorted(loaded.tokenizer.eos_ids)
 
-    def run(self, prompts: Prompts, new: int) -> Timing:
+    def run(self, prompts: Prompts, new: int, samples: int = 1) -> Timing:
         """See Contestant; all prompts must be of one length."""
         ids = torch.tensor(prompts, device=self._device)
         config = self._library.GenerationConfig(

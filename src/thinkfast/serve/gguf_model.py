@@ -7,7 +7,7 @@ that are all zero: nothing enters them, nothing leaves them, and the per-head no
 are on, as for Bamba; they turn neighbouring channels there, so rows of q and k are interleaved.
 
 Usage: ``write_gguf(loaded, Path("student.gguf"), torch.float32)``.
-Source: llama.cpp, src/models/granite-hybrid.cpp (names, shapes), conversion/granite.py (which fields); read, not copied.
+Source: llama.cpp, src/models/granite-hybrid.cpp for names and shapes, conversion/granite.py for the fields.
 """
 
 from __future__ import annotations
@@ -80,7 +80,11 @@ def write_gguf(loaded: Loaded, path: Path, dtype: torch.dtype, name: str | None 
         for tensor_name, tensor in gguf_tensors(dict(loaded.model.state_dict()), spec):
             array = tensor.float().numpy()
             # llama.cpp reads vectors and the convolution kernel in fp32 only.
-            if kind is None or array.ndim < 2 or tensor_name.endswith(("ssm_conv1d.weight", "ssm_norm.weight", "_a", "_d")):
+            if (
+                kind is None
+                or array.ndim < 2
+                or tensor_name.endswith(("ssm_conv1d.weight", "ssm_norm.weight", "_a", "_d"))
+            ):
                 writer.add_tensor(tensor_name, array)
             else:
                 quant = gguf.GGMLQuantizationType[kind]

@@ -64,3 +64,5 @@ def convert_gguf(path: Path, out: Path, show: Callable[[str], None]) -> None:
     show("writing bf16")
     with output_errors(out):
         save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+        # safetensors makes the file for its owner alone; a cache may be shared as its folder's umask says.
+        (out / "model.safetensors").chmod((out / "config.json").stat().st_mode)

@@ -64,7 +64,8 @@ def settle(loaded: Loaded, gaps: Sequence[Gap], bound: float) -> Settled:
         return Settled(whole, 0, "")
     if count > SHARE * total:
         return Settled(whole, 0, f"; fp32 itself is unsure at {count} of {total} positions, too many to leave out")
-    said = f"; left out {count} of {total} positions where fp32 itself is unsure (up to {float(sizes[explained].max()):.2g})"
+    worst = float(sizes[explained].max())
+    said = f"; left out {count} of {total} positions where fp32 itself is unsure (up to {worst:.2g})"
     return Settled(float(sizes[~explained].max()), count, said)
 
 

@@ -58,7 +58,7 @@ def drift(loaded: Loaded, chains: Sequence[Greedy], steps: int) -> tuple[Check, 
     )
     if count < steps:
         detail += f"; the model has {loaded.spec.max_positions} positions"
-    return Check("bf16 drift", "bf16 without rounded state", ratio, BOUND, "x", detail), curve
+    return Check("bf16 drift", "state in fp32", ratio, BOUND, "x", detail), curve
 
 
 def half(loaded: Loaded) -> Loaded:

@@ -11,7 +11,8 @@ Usage: ``for check in against_transformers(loaded, folder, chains, cached=20): .
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,17 @@ def against_transformers(loaded: Loaded, folder: Path, chains: Sequence[Greedy],
 
     Errors: ParityError where this transformers cannot be compared with.
     """
+    with quiet():
+        return list(_compare(loaded, folder, chains, cached))
+
+
+def _compare(loaded: Loaded, folder: Path, chains: Sequence[Greedy], cached: int) -> Iterator[Check]:
     import transformers
 
     if loaded.spec.is_student:
         require_grouped_norm(loaded.spec)
     against = f"{NAME} {transformers.__version__}"
-    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
-    )
+    theirs, info = _load(folder)
     if lost := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[kind]]:
         raise ParityError(f"{against} did not use every weight: {lost[0]}", remedy="export the model again")
     theirs.eval()
@@ -57,18 +61,43 @@ def against_transformers(loaded: Loaded, folder: Path, chains: Sequence[Greedy],
     new, tokens = len(chains[0].tokens), sum(len(chain.sequence) for chain in chains)
     scale = f"{tokens} positions of {len(chains)} sequences, largest logit {spread:.3g}{settled.said}"
     uncached = f"{len(chains)} prompts x {new} tokens, use_cache=False{ties}"
-    checks = [
-        Check("logits", against, settled.worst, LOGITS, "", scale),
-        Check("greedy tokens", against, float(apart), 0.0, "prompts differ", uncached),
-    ]
-    return [*checks, _generate(loaded, theirs, against, chains[:cached])]
+    yield Check("logits", against, settled.worst, LOGITS, "", scale)
+    yield Check("greedy tokens", against, float(apart), 0.0, "prompts", uncached)
+    yield _generate(loaded, theirs, against, chains[:cached])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no hints at faster kernels inside: they would run through our table."""
+    from transformers.utils import logging
+
+    library: Any = logging  # its functions carry no types
+    before = library.get_verbosity()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(before)
+        library.enable_progress_bar()
+
+
+def _load(folder: Path) -> tuple[Any, dict[str, Any]]:
+    from transformers import AutoModelForCausalLM
+
+    pair: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
+    )
+    return pair[0], pair[1]
 
 
 def _generate(loaded: Loaded, theirs: Any, against: str, chains: Sequence[Greedy]) -> Check:
     name = "greedy tokens, cached"
     if not loaded.spec.n_attention:
-        why = "its cache wants an attention layer; generate with use_cache=False, as the export's generation config says"
-        return Check(name, against, None, 0.0, "prompts differ", why)
+        why = (
+            "its cache wants an attention layer; generate with use_cache=False, as the export's generation config says"
+        )
+        return Check(name, against, None, 0.0, "prompts", why)
     new = len(chains[0].tokens)
     found = []
     for chain in chains:
@@ -78,7 +107,7 @@ def _generate(loaded: Loaded, theirs: Any, against: str, chains: Sequence[Greedy
             out = theirs.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), pad_token_id=0, **options)
         found.append(divergence(loaded, chain, out[0, len(chain.prompt) :].tolist()))
     apart, ties = count_divergences(loaded, found, LOGITS)
-    return Check(name, against, float(apart), 0.0, "prompts differ", f"{len(chains)} prompts x {new} tokens{ties}")
+    return Check(name, against, float(apart), 0.0, "prompts", f"{len(chains)} prompts x {new} tokens{ties}")
 
 
 @torch.inference_mode()

@@ -93,11 +93,11 @@ def against_peer(
     measured = f"{positions} tokens of {len(chains)} sequences{settled.said}"
     checks = [
         Check("log-probabilities", against, settled.worst, LOGPROBS, "", measured),
-        Check("greedy tokens", against, float(apart), 0.0, "prompts differ", tokens),
+        Check("greedy tokens", against, float(apart), 0.0, "prompts", tokens),
     ]
     if texts:
         differ = sum(loaded.tokenizer.encode(t) != ids for t, ids in zip(texts, answer["texts"], strict=True))
-        checks.append(Check("tokenizer", against, float(differ), 0.0, "texts differ", f"{len(texts)} texts"))
+        checks.append(Check("tokenizer", against, float(differ), 0.0, "texts", f"{len(texts)} texts"))
     return checks
 
 
@@ -120,4 +120,6 @@ def _run(peer: Peer, python: Path, job: dict[str, Any]) -> dict[str, Any]:
             return answer
         said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
         last = said[-1] if said else "it said nothing"
-        raise ParityError(f"{peer.name} failed ({code}): {last[:300]}", remedy=f"run it by hand: {python} -m {peer.module}")
+        raise ParityError(
+            f"{peer.name} failed ({code}): {last[:300]}", remedy=f"run it by hand: {python} -m {peer.module}"
+        )

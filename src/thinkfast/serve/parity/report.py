@@ -33,7 +33,7 @@ class Check:
 
     @property
     def status(self) -> str:
-        """"passed", "broken" or "not run"."""
+        """One of "passed", "broken" and "not run"."""
         if self.value is None:
             return "not run"
         return "passed" if self.value <= self.bound else "broken"
@@ -43,12 +43,14 @@ class Check:
         """The value as a table shows it."""
         if self.value is None:
             return "–"
-        return f"{self.value:.0f} {self.unit}" if self.unit not in ("", "nats", "x") else f"{self.value:.2g} {self.unit}"
+        return (
+            f"{self.value:.0f} {self.unit}" if self.unit not in ("", "nats", "x") else f"{self.value:.2g} {self.unit}"
+        )
 
     @property
     def limit(self) -> str:
         """The bound as a table shows it."""
-        return f"≤ {self.bound:g}"
+        return f"≤ {self.bound:.0e}" if 0 < self.bound < 0.01 else f"≤ {self.bound:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,13 @@ class ParityReport:
     def as_json(self) -> dict[str, Any]:
         """Plain data with each check's status written out."""
         rows = [{**asdict(check), "status": check.status} for check in self.checks]
-        return {"version": VERSION, "ok": self.ok, **asdict(self), "checks": rows, "curve": [list(p) for p in self.curve]}
+        return {
+            "version": VERSION,
+            "ok": self.ok,
+            **asdict(self),
+            "checks": rows,
+            "curve": [list(p) for p in self.curve],
+        }
 
     @classmethod
     def from_json(cls, data: Any) -> ParityReport:
@@ -87,4 +95,6 @@ class ParityReport:
             curve = tuple((int(step), float(a), float(b)) for step, a, b in data["curve"])
             return cls(**(rest | {"checks": checks, "curve": curve}))
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"this is no parity report: {error!r}", remedy="write one with thinkfast parity") from error
+            raise InputError(
+                f"this is no parity report: {error!r}", remedy="write one with thinkfast parity"
+            ) from error

@@ -28,6 +28,7 @@ from thinkfast.serve.parity.sample import Greedy, draw_sample
 
 OnCheck = Callable[[Check], None]
 Group = Callable[[], list[Check]]
+PROGRAMS = ("transformers", "vllm", "llama.cpp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Plan:
     def of(cls, quick: bool, problems: str, vllm_python: Path | None = None, llama_python: Path | None = None) -> Plan:
         """The full plan, or with ``quick`` one of seconds."""
         full = cls(quick, problems, vllm_python=vllm_python, llama_python=llama_python)
-        return replace(full, prompts=4, new=16, few=2, steps=200) if quick else full
+        return replace(full, prompts=8, new=16, few=2, steps=100) if quick else full
 
 
 def run_parity(loaded: Loaded, plan: Plan, on_check: OnCheck | None = None) -> ParityReport:
@@ -58,7 +59,7 @@ def run_parity(loaded: Loaded, plan: Plan, on_check: OnCheck | None = None) -> P
     Errors: InputError where the model is in another dtype, or an interpreter that was named is none.
     """
     if loaded.model.head_weight.dtype != torch.float32:
-        raise InputError("parity is measured in fp32", remedy='load the model with dtype=torch.float32')
+        raise InputError("parity is measured in fp32", remedy="load the model with dtype=torch.float32")
     for peer, python in ((peers.VLLM, plan.vllm_python), (peers.LLAMA_CPP, plan.llama_python)):
         peers.find_python(peer, python)
     checks: list[Check] = []
@@ -104,11 +105,9 @@ def _groups(loaded: Loaded, folder: Path, plan: Plan, keep: Callable[[Curve], No
     yield lambda: [own.alone_against_together(loaded, few, plan.new)]
     yield lambda: [own.fork_against_independent(loaded, few, plan.new)]
     yield drifted
-    yield lambda: _refusable("logits, greedy tokens", NAME, lambda: against_transformers(loaded, folder, chains, len(few)))
-    yield lambda: _refusable("log-probabilities, greedy tokens", "vLLM", lambda: _vllm(loaded, folder, plan, few))
-    yield lambda: _refusable(
-        "log-probabilities, greedy tokens", "llama.cpp", lambda: _llama_cpp(loaded, folder, plan, few, texts)
-    )
+    yield lambda: _refusable("logits", NAME, lambda: against_transformers(loaded, folder, chains, len(few)))
+    yield lambda: _refusable("log-probabilities", "vLLM", lambda: _vllm(loaded, folder, plan, few))
+    yield lambda: _refusable("log-probabilities", "llama.cpp", lambda: _llama_cpp(loaded, folder, plan, few, texts))
 
 
 def _refusable(name: str, against: str, group: Group) -> list[Check]:
@@ -134,6 +133,14 @@ def _llama_cpp(loaded: Loaded, folder: Path, plan: Plan, chains: Sequence[Greedy
         file = Path(scratch) / "model.gguf"
         write_gguf(loaded, file, torch.float32)
         return peers.against_peer(peers.LLAMA_CPP, python, file, loaded, chains, texts)
+
+
+def missing(checks: Sequence[Check], wanted: Sequence[str]) -> list[str]:
+    """Which of the programs ``wanted`` no check has run against. Errors: InputError for a name of no program."""
+    if bad := [name for name in wanted if name not in PROGRAMS]:
+        raise InputError(f"there is no comparison with {bad[0]!r}", remedy=f"require one of {', '.join(PROGRAMS)}")
+    ran = [check.against.split()[0].lower() for check in checks if check.value is not None]
+    return [name for name in wanted if name not in ran]
 
 
 @contextmanager

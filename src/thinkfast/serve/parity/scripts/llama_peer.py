@@ -9,6 +9,7 @@ Usage: ``python llama_peer.py job.json answer.json``.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -19,8 +20,7 @@ FP32 = 0  # ggml's number of the type, for keys and values: the default, fp16, c
 
 def main(job_path: str, answer_path: str) -> None:
     """Read the job, run it, write the answer."""
-    import llama_cpp
-
+    llama_cpp: Any = importlib.import_module("llama_cpp")  # so that nobody without it misses it
     job = json.loads(Path(job_path).read_text())
     longest = max(len(s["prompt"]) + s["new"] for s in job["sequences"])
     llm = llama_cpp.Llama(
