@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thinkfast.data.corpus import Corpus, Example, Pool
+from thinkfast.data.corpus import Batch, Corpus, Example, Pool
 from thinkfast.errors import InputError
 
 SIZES = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 20)), min_size=1, max_size=60)
@@ -99,3 +99,33 @@ def test_bad_sizes_are_named() -> None:
         Corpus(pool, tokens_per_batch=0)
     with pytest.raises(InputError, match="step is -1"):
         Corpus(pool, tokens_per_batch=100).batch(-1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.integers(1, 8))
+def test_parts_of_a_batch_hold_each_sequence_once_and_whole(lens: list[int], parts: int) -> None:
+    total = sum(lens)
+    starts = [sum(lens[:i]) for i in range(len(lens))]
+    found = Batch(torch.arange(total), torch.tensor(lens), torch.arange(total) % 2 == 0).split(parts)
+    assert len(found) == min(parts, len(lens))
+    seen = []
+    for b in found:
+        assert torch.equal(b.loss_mask, b.tokens % 2 == 0)
+        for tokens in b.tokens.split(b.lens.tolist()):
+            start = int(tokens[0])
+            assert tokens.tolist() == list(range(start, start + lens[starts.index(start)]))
+            seen.append(start)
+        assert len(b.tokens) <= total / parts + max(lens)
+    assert sorted(seen) == starts
+
+
+def test_parts_are_as_even_as_whole_sequences_allow() -> None:
+    def sizes(*lens: int, parts: int = 2) -> list[int]:
+        total = sum(lens)
+        batch = Batch(torch.arange(total), torch.tensor(lens), torch.ones(total, dtype=torch.bool))
+        return sorted(len(b.tokens) for b in batch.split(parts))
+
+    assert sizes(280, 250, 200, 180, 150) == [530, 530]  # longest first alone leaves 460 and 600
+    assert sizes(30, 30, 20, 20) == [50, 50]
+    assert sizes(100) == [100]
+    assert sizes(50, 40, 30, 20, 10, parts=3) == [50, 50, 50]

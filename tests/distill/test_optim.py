@@ -22,7 +22,8 @@ def parameters() -> list[nn.Parameter]:
 
 
 def step(optimiser: Optimiser, found: list[nn.Parameter]) -> None:
-    optimiser.zero_grad()
+    for p in found:
+        p.grad = None
     sum(((p - 1) ** 2).sum() for p in found).backward()
     optimiser.step()
 
@@ -62,6 +63,15 @@ def test_the_rate_is_that_of_every_group(name: str) -> None:
     optimiser = Optimiser(parameters(), config(optimiser=name), fused=False)
     optimiser.set_lr(3e-4)
     assert {group["lr"] for part in optimiser.parts for group in part.param_groups} == {3e-4}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_vectors_may_go_faster(name: str) -> None:
+    optimiser = Optimiser(parameters(), config(optimiser=name, vector_lr=4.0), fused=False)
+    optimiser.set_lr(1e-3)
+    for part in optimiser.parts:
+        for group in part.param_groups:
+            assert {p.dim() < 2 for p in group["params"]} == {group["lr"] == pytest.approx(4e-3)}
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

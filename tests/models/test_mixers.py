@@ -11,97 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from thinkfast.models.mixers import (
-    Mamba,
-    SSMState,
-    conv_parallel,
-    conv_step,
-    ssd_chunked,
-    ssd_matrix,
-    ssd_step,
-)
+from thinkfast.models.mixers import Mamba, SSMState
 from thinkfast.models.ragged import Ragged
+from thinkfast.models.ssd import ssd_matrix
 
 TIGHT = {"rtol": 0.0, "atol": 1e-10}
-LENGTHS = (1, 2, 3, 4, 5, 63, 64, 65, 130)
-H, P, N = 6, 5, 7
-
-
-def inputs(length: int, group: int, n: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """x, B, C, dt, A of n sequences; decays from a few tokens to hundreds."""
-    kv = H // group
-    x, b = torch.randn(n, length, kv, P).double(), torch.randn(n, length, kv, N).double()
-    c, dt = torch.randn(n, length, H, N).double(), F.softplus(torch.randn(n, length, H).double())
-    return x, b, c, dt, -torch.logspace(-3, 0.5, H, dtype=torch.float64)
-
-
-def stepped(x: Tensor, b: Tensor, c: Tensor, dt: Tensor, a: Tensor, state: Tensor) -> Tensor:
-    steps = [ssd_step(x[:, t], b[:, t], c[:, t], dt[:, t], a, state) for t in range(x.shape[1])]
-    return torch.stack(steps, 1)
-
-
-@pytest.mark.parametrize("group", [1, 2, 3])
-@pytest.mark.parametrize("length", LENGTHS)
-def test_chunked_step_and_matrix_are_equal(length: int, group: int) -> None:
-    x, b, c, dt, a = inputs(length, group)
-    chunked, final = ssd_chunked(x, b, c, dt, a)
-    state = torch.zeros_like(final)
-    step = stepped(x, b, c, dt, a, state)
-    values = x.repeat_interleave(group, dim=2).transpose(1, 2)
-    matrix = (ssd_matrix(b, c, dt, a) @ values).transpose(1, 2)
-    torch.testing.assert_close(chunked, step, **TIGHT)
-    torch.testing.assert_close(chunked, matrix, **TIGHT)
-    torch.testing.assert_close(final, state, **TIGHT)
-
-
-@pytest.mark.parametrize("chunk", [1, 16, 64, 256])
-def test_chunk_size_and_split_do_not_matter(chunk: int) -> None:
-    x, b, c, dt, a = inputs(75, 3)
-    whole, final = ssd_chunked(x, b, c, dt, a)
-    y1, state = ssd_chunked(x[:, :20], b[:, :20], c[:, :20], dt[:, :20], a, chunk)
-    y2, end = ssd_chunked(x[:, 20:], b[:, 20:], c[:, 20:], dt[:, 20:], a, chunk, initial=state)
-    torch.testing.assert_close(torch.cat((y1, y2), 1), whole, **TIGHT)
-    torch.testing.assert_close(end, final, **TIGHT)
-
-
-def test_matrix_is_the_formula_of_its_docstring() -> None:
-    _, b, c, dt, a = inputs(5, 2, n=1)
-    found = ssd_matrix(b, c, dt, a)
-    for h in range(H):
-        for i in range(5):
-            for j in range(5):
-                decay = math.exp(float(dt[0, j + 1 : i + 1, h].sum() * a[h]))
-                want = float(c[0, i, h] @ b[0, j, h // 2]) * decay * float(dt[0, j, h]) if j <= i else 0.0
-                assert float(found[0, h, i, j]) == pytest.approx(want, abs=1e-12)
-
-
-def test_picked_rows_are_rows_of_the_whole_matrix() -> None:
-    _, b, c, dt, a = inputs(20, 2)
-    rows = torch.tensor([0, 3, 19])
-    torch.testing.assert_close(ssd_matrix(b, c, dt, a, rows), ssd_matrix(b, c, dt, a)[:, :, rows], **TIGHT)
-
-
-def test_padding_with_zero_dt_leaves_the_state_alone() -> None:
-    x, b, c, dt, a = inputs(70, 2)
-    _, state = ssd_chunked(x[:, :50], b[:, :50], c[:, :50], dt[:, :50], a)
-    dt[:, 50:] = 0
-    _, padded = ssd_chunked(1e3 * x, b, c, dt, a)  # the tail is loud, and still must not be heard
-    torch.testing.assert_close(padded, 1e3 * state, rtol=1e-12, atol=0)
-
-
-def test_conv_is_torchs_conv1d_and_its_step() -> None:
-    u, weight, bias = torch.randn(2, 9, 6).double(), torch.randn(6, 4).double(), torch.randn(6).double()
-    window = F.pad(u, (0, 0, 3, 0))
-    parallel = conv_parallel(window, weight, bias)
-    reference = F.conv1d(window.transpose(1, 2), weight[:, None], bias, groups=6).transpose(1, 2)
-    torch.testing.assert_close(parallel, reference, **TIGHT)
-    state = torch.zeros(2, 3, 6).double()
-    steps = torch.stack([conv_step(u[:, t], state, weight, bias) for t in range(9)], 1)
-    torch.testing.assert_close(steps, parallel, **TIGHT)
-    assert torch.equal(state, u[:, -3:])
 
 
 def mixer(make_spec: Any, make_model: Any, group: int = 2, dtype: torch.dtype = torch.float64) -> Mamba:
@@ -115,10 +30,10 @@ def test_module_forms_agree_on_ragged_input(group: int, make_spec: Any, make_mod
     mamba, ragged = mixer(make_spec, make_model, group), Ragged(torch.tensor([1, 70, 3]))
     u = torch.randn(ragged.total, 48).double()
     out, state = mamba.prefill(u, ragged)
-    z, _, x, _, _, _ = mamba._inputs(u, ragged)
+    z, _, xbc, _ = mamba._inputs(u, ragged)
+    x = mamba._split(xbc[:, : ragged.max_len])[0]
     mixed = (mamba.matrix(u, ragged) @ x.repeat_interleave(group, 2).transpose(1, 2)).transpose(1, 2)
-    no_skip = torch.zeros_like(ragged.unpad(x))  # the matrix holds D already
-    torch.testing.assert_close(mamba._finish(ragged.unpad(mixed), no_skip, z), out, **TIGHT)
+    torch.testing.assert_close(mamba._finish(ragged.unpad(mixed), z), out, **TIGHT)  # the matrix holds D already
     start = 0
     for i, length in enumerate(ragged.lens.tolist()):
         cache = SSMState(torch.zeros_like(state.conv[:1]), torch.zeros_like(state.ssm[:1]))
@@ -156,8 +71,9 @@ def test_matrix_is_zero_past_each_end_and_holds_the_skip(make_spec: Any, make_mo
     u = torch.randn(8, 48).double()
     m = mamba.matrix(u, ragged)
     assert not m[0, :, 3:].any()
-    _, _, _, b, c, dt = mamba._inputs(u, ragged)
-    skip = m - ssd_matrix(b, c, dt, mamba._rates()) * ragged.valid[:, None, :, None]
+    _, _, xbc, dt = mamba._inputs(u, ragged)
+    _, b, c = mamba._split(xbc[:, :5])
+    skip = m - ssd_matrix(b, c, dt[:, :5], mamba._rates()) * ragged.valid[:, None, :, None]
     torch.testing.assert_close(skip[1], torch.eye(5).double() * mamba.D[:, None, None], **TIGHT)
     rows = torch.tensor([1, 4])
     torch.testing.assert_close(mamba.matrix(u, ragged, rows), m[:, :, rows], **TIGHT)

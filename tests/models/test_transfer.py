@@ -42,6 +42,12 @@ def projected(mixer: Mamba, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, 
     return z, x, b, c, dt
 
 
+def unit(rows: Tensor, heads: int) -> Tensor:
+    """Rows [R, ...] of ``heads`` heads, each head's scaled to unit length: the mixer's norm sees nothing else."""
+    blocks = rows.reshape(heads, -1)
+    return (blocks / blocks.norm(dim=1, keepdim=True)).view_as(rows)
+
+
 def scores(c: Tensor, b: Tensor, n: int) -> Tensor:
     """C_i . B_j of every head, [H, T, T]."""
     c, b = c.view(len(c), H, n), b.view(len(b), -1, n)
@@ -90,9 +96,8 @@ def test_rows_land_where_they_should(group: int, make_spec: Any, make_model: Any
     k = 6 // group
     q, key, v = attention.qkv.weight.split([H * P, k * P, k * P])
     z, x, b, c, dt = mixer.in_proj.weight.split([H * P, k * P, k * P, H * P, H])
-    torch.testing.assert_close(x, v, **TIGHT)
-    torch.testing.assert_close(b, key, **TIGHT)
-    torch.testing.assert_close(c, q, **TIGHT)
+    for ours, theirs, heads in ((x, v, k), (b, key, k), (c, q, H)):
+        torch.testing.assert_close(unit(ours, heads), unit(theirs, heads), **TIGHT)
     assert not dt.any()
     assert (z == z[0]).all()
     assert torch.equal(mixer.out.weight, attention.out.weight)
@@ -125,8 +130,8 @@ def test_at_full_rank_query_key_products_are_exact_and_bias_is_folded(
     mixer, u = first_mixer(distilled(teacher)), torch.randn(30, D).double()
     q, key, v = teacher.blocks[0].mixer.qkv(u).split([H * P, H // group * P, H // group * P], dim=-1)
     _, x, b, c, _ = projected(mixer, u)
-    torch.testing.assert_close(x, v, **TIGHT)
-    torch.testing.assert_close(scores(c, b, P), scores(q, key, P), rtol=0, atol=1e-11)
+    torch.testing.assert_close(unit(x.T, H // group), unit(v.T, H // group), **TIGHT)
+    torch.testing.assert_close(unit(scores(c, b, P), H), unit(scores(q, key, P), H), **TIGHT)
     assert mixer.out(torch.zeros(1, D).double()).eq(0).all()
 
 
@@ -135,7 +140,7 @@ def test_spare_states_start_small_but_trainable(make_spec: Any, make_model: Any)
     mixer, u = first_mixer(distilled(teacher, d_state=12)), torch.randn(30, D).double()
     q, key, _ = teacher.blocks[0].mixer.qkv(u).split([H * P, 3 * P, 3 * P], dim=-1)
     _, _, b, c, _ = projected(mixer, u)
-    found, want = scores(c, b, 12), scores(q, key, P)
+    found, want = unit(scores(c, b, 12), H), unit(scores(q, key, P), H)
     # Four spare products of (1e-3 * sqrt(48)) each: far below scores of order 10, and not zero.
     assert 0 < float((found - want).abs().max()) < 4 * (6e-3 * 7) ** 2
     assert c.view(30, H, 12)[:, :, P:].abs().min() > 0
@@ -149,7 +154,7 @@ def anisotropic(tokens: int = 4000) -> Tensor:
 
 
 def moments_of(u: Tensor) -> InputMoments:
-    return InputMoments(u.mean(0), u.T @ u / len(u))
+    return InputMoments(u.mean(0), u.T @ u / len(u), torch.ones(H).double())
 
 
 @pytest.mark.parametrize("rank", [1, 3, 7])
@@ -183,7 +188,9 @@ def test_covariance_beats_plain_svd_on_anisotropic_inputs(group: int) -> None:
         got = torch.einsum("id,kgrd,kre,je->kgij", centred, new_q, new_key, centred)
         return float((want - got).square().sum() / want.square().sum())
 
-    plain = _cut_rank(q, key, InputMoments(torch.zeros(D).double(), torch.eye(D).double()), rank)
+    plain = _cut_rank(
+        q, key, InputMoments(torch.zeros(D).double(), torch.eye(D).double(), torch.ones(H).double()), rank
+    )
     weighted = error(*_cut_rank(q, key, moments_of(u), rank))
     assert weighted < 0.6 * error(*plain)
 
@@ -197,9 +204,29 @@ def test_rank_cut_shrinks_the_projection_and_keeps_most_of_the_scores(make_spec:
     u = u - u.mean(0)
     q, key, _ = teacher.blocks[0].mixer.qkv(u).split([H * P, 3 * P, 3 * P], dim=-1)
     _, _, b, c, _ = projected(first_mixer(student), u)
-    found, want = scores(c, b, 6), scores(q, key, P)
+    found, want = unit(scores(c, b, 6), H), unit(scores(q, key, P), H)
     assert float((found - want).square().sum() / want.square().sum()) < 0.3
     assert student(tokens, ragged).isfinite().all()
+
+
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_mixer_starts_in_silus_linear_part_and_at_the_heads_own_size(
+    bias: bool, group: int, make_spec: Any, make_model: Any
+) -> None:
+    teacher = make_model(make_spec("teacher", group, qkv_bias=bias))
+    mixer = first_mixer(distilled(teacher))
+    tokens = torch.cat([t for t, _ in batches()])
+    normed = teacher.blocks[0].input_norm(teacher.embed(tokens))
+    for rows in projected(mixer, normed)[1:4]:
+        power = rows.view(len(tokens), -1, P).square().mean((0, 2)).sqrt()
+        torch.testing.assert_close(power, torch.full_like(power, module.LINEAR), rtol=1e-6, atol=0)
+    squares = torch.zeros(H).double()
+    for t, ragged in batches():
+        normed = teacher.blocks[0].input_norm(teacher.embed(t))
+        gathered, _ = teacher.blocks[0].mixer.heads(normed, ragged, teacher.rope(ragged.positions))
+        squares += gathered.view(len(t), H, P).square().sum((0, 2)) / P
+    torch.testing.assert_close(mixer.norm_weight.view(H, P)[:, 0], (squares / 240).sqrt(), **TIGHT)
 
 
 def test_gate_is_nearly_constant_where_inputs_share_a_direction(make_spec: Any, make_model: Any) -> None:

@@ -41,6 +41,48 @@ class Batch:
         """The same batch on a device."""
         return Batch(self.tokens.to(device), self.lens.to(device), self.loss_mask.to(device))
 
+    def split(self, parts: int) -> list[Batch]:
+        """At most ``parts`` batches of whole sequences, as even in tokens as that allows; none empty."""
+        lens: list[int] = self.lens.tolist()
+        owner = torch.tensor(_even(lens, min(parts, len(lens))))
+        of_token = owner.repeat_interleave(self.lens.cpu(), output_size=len(self.tokens))
+        found = []
+        for part in range(int(owner.max()) + 1):
+            mine = (of_token == part).to(self.tokens.device)
+            lens_of_part = self.lens[(owner == part).to(self.lens.device)]
+            found.append(Batch(self.tokens[mine], lens_of_part, self.loss_mask[mine]))
+        return found
+
+
+def _even(sizes: list[int], parts: int) -> list[int]:
+    """The part of each item: longest first to the emptiest part, then items change places while that helps."""
+    loads, owner = [0] * parts, [0] * len(sizes)
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        owner[i] = loads.index(min(loads))
+        loads[owner[i]] += sizes[i]
+    while (swap := _better(sizes, loads, owner)) is not None:
+        heavy, light, out, back = swap
+        gain = sizes[out] - (0 if back is None else sizes[back])
+        loads[heavy], loads[light] = loads[heavy] - gain, loads[light] + gain
+        owner[out] = light
+        if back is not None:
+            owner[back] = heavy
+    return owner
+
+
+def _better(sizes: list[int], loads: list[int], owner: list[int]) -> tuple[int, int, int, int | None] | None:
+    """Heaviest part, lightest part, an item to move between them, and one to come back; None where nothing helps."""
+    heavy, light = loads.index(max(loads)), loads.index(min(loads))
+    gap = loads[heavy] - loads[light]
+    best, found = gap, None
+    theirs: list[int | None] = [None, *(i for i, o in enumerate(owner) if o == light)]
+    for out in (i for i, o in enumerate(owner) if o == heavy):
+        for back in theirs:
+            left = abs(gap - 2 * (sizes[out] - (0 if back is None else sizes[back])))
+            if left < best:
+                best, found = left, (heavy, light, out, back)
+    return found
+
 
 class Corpus:
     """Endless batches over a pool; `batch(step)` depends on nothing but the pool, seed and step."""

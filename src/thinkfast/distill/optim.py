@@ -29,6 +29,7 @@ class Optimiser:
             {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
         ]
+        self.vector_lr = config.vector_lr
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=fused)
         ]
@@ -40,15 +41,11 @@ class Optimiser:
             )
 
     def set_lr(self, lr: float) -> None:
-        """The learning rate of every group."""
+        """The learning rate of every group: the matrices' own, the vectors' by their multiple of it."""
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = lr
-
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-        for part in self.parts:
-            part.zero_grad(set_to_none=True)
+        self.parts[0].param_groups[1]["lr"] = lr * self.vector_lr
 
     def step(self) -> None:
         """Update all parameters."""

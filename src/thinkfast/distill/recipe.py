@@ -36,7 +36,8 @@ class StageConfig:
     exceed, for imitate a next-token agreement with the teacher to reach, for sft and pretrain a greedy accuracy on
     generated answers to reach (for sft as a share of the teacher's). None lets the stage pass whatever it measures.
     ``hidden`` weighs the residual-stream term of imitate. ``train`` is ``mixers`` (only what replaced attention) or
-    ``all``.
+    ``all``. ``vector_lr`` multiplies the learning rate of everything that is no matrix (norms, biases, decay rates):
+    above 1 where a stage is too short for them to arrive at the rate that suits its matrices.
     """
 
     name: StageName
@@ -52,6 +53,7 @@ class StageConfig:
     clip: float = 1.0
     optimiser: Literal["adamw", "muon"] = "adamw"
     hidden: float = 0.0
+    vector_lr: float = 1.0
 
     def validate(self) -> None:
         """Refuse figures out of range."""
@@ -65,6 +67,8 @@ class StageConfig:
             raise ValueError("warmup and decay are shares of the steps: at least 0, together at most 1")
         if not (0 <= self.weight_decay < math.inf and 0 < self.clip):
             raise ValueError(f"weight_decay ({self.weight_decay}) must be at least 0, clip ({self.clip}) above 0")
+        if not (0 < self.vector_lr < math.inf and self.lr * self.vector_lr < 1):
+            raise ValueError(f"vector_lr is {self.vector_lr}, it must be above 0, and lr times it below 1")
         if not 0 <= self.hidden < math.inf:
             raise ValueError(f"hidden is {self.hidden}, a weight is at least 0")
 
@@ -106,7 +110,11 @@ class TeacherConfig:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A whole run. ``keep`` lists the layers that stay attention: none gives the pure student."""
+    """A whole run. ``keep`` lists the layers that stay attention: none gives the pure student.
+
+    ``parts`` computes a batch in that many parts whose gradients are added: side by side, a core each, on a CPU; one
+    after another on a GPU, where it saves memory. What is learnt does not depend on how many cores there are.
+    """
 
     name: str
     stages: tuple[StageConfig, ...]
@@ -119,12 +127,15 @@ class Recipe:
     eval_problems: int = 48
     save_every: float = 10.0
     bf16: bool = False
+    parts: int = 1
     student_dtype: Literal["fp32", "bf16"] = "fp32"
 
     def validate(self) -> None:
         """Refuse a run without stages, or with a stage that lacks a teacher or makes one it has no sizes for."""
         if not self.stages:
             raise ValueError("a recipe needs at least one stage")
+        if self.parts < 1:
+            raise ValueError(f"parts is {self.parts}, a batch has at least 1")
         if self.new_teacher is None and any(s.name == "pretrain" for s in self.stages):
             raise ValueError("the pretrain stage makes a new teacher: give new_teacher its sizes")
         if self.new_teacher is not None and (bad := [s.name for s in self.stages if s.name not in ("pretrain", "sft")]):

@@ -196,6 +196,7 @@ class _Run:
                 folder,
                 save_every=self.recipe.save_every,
                 bf16=self.recipe.bf16,
+                parts=self.recipe.parts,
                 on_step=self.on_step,
             )
             result = self._measure(config, stage, student)

@@ -42,6 +42,10 @@ class Stage(Protocol):
         """Scalar training loss of a batch."""
         ...
 
+    def count(self, batch: Batch) -> int:
+        """How many tokens the loss is a mean over: the weight of a batch among others."""
+        ...
+
     def measure(self, batch: Batch) -> float:
         """The held-out figure on one batch."""
         ...
@@ -81,6 +85,9 @@ class _Distill:
 
     def parameters(self) -> list[nn.Parameter]:
         return trainable(self.config, self.student)
+
+    def count(self, batch: Batch) -> int:
+        return batch.tokens.numel()
 
 
 class Orient(_Distill):
@@ -175,6 +182,9 @@ class Imitate(_Distill):
     higher_is_better = True
     figure = "next-token agreement"
 
+    def count(self, batch: Batch) -> int:
+        return int(batch.loss_mask.sum())
+
     def loss(self, batch: Batch) -> Tensor:
         ragged = Ragged(batch.lens)
         keep = self.config.hidden > 0
@@ -213,6 +223,9 @@ class FineTune:
 
     def parameters(self) -> list[nn.Parameter]:
         return trainable(self.config, self.student)
+
+    def count(self, batch: Batch) -> int:
+        return int(batch.loss_mask.sum())
 
     def loss(self, batch: Batch) -> Tensor:
         hidden = self.student(batch.tokens, Ragged(batch.lens))[batch.loss_mask]

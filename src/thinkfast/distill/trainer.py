@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from thinkfast.data.corpus import Batch, Corpus
+from thinkfast.distill.gradients import Gradients
 from thinkfast.distill.optim import Optimiser
 from thinkfast.distill.recipe import StageConfig
 from thinkfast.distill.stages import Stage
@@ -62,11 +63,13 @@ def train_stage(
     *,
     save_every: float = 10.0,
     bf16: bool = False,
+    parts: int = 1,
     on_step: OnStep | None = None,
 ) -> None:
     """Run ``stage`` on ``module`` to its last step, going on from ``folder`` where an earlier run stopped.
 
-    ``bf16`` computes in bfloat16 where autocast deems it safe; weights and optimiser stay in fp32.
+    ``bf16`` computes in bfloat16 where autocast deems it safe; weights and optimiser stay in fp32. A batch is
+    computed in ``parts``, as the recipe says.
     Writes ``<stage>.pt`` (removed by the caller once the run is over) and ``<stage>.losses.jsonl``.
     Errors: GateError with the step where loss or gradient is not finite; OutputError where the folder cannot be
     written, or is being written by another run.
@@ -84,27 +87,24 @@ def train_stage(
     module.train()
     started = last_saved = time.monotonic()
     try:
-        for step in range(first, config.steps):
-            lr = config.lr_at(step)
-            optimiser.set_lr(lr)
-            batch = to_device(corpus.batch(step), device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = stage.loss(batch)
-            value = _finite(loss, "loss", config, step)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
-            _finite(norm, "gradient norm", config, step)  # before it can reach the weights
-            optimiser.step()
-            log.append(step, value, lr, batch.tokens.numel())
-            if on_step is not None:
-                event = StepEvent(
-                    config.name, step + 1, config.steps, log.tokens, value, lr, time.monotonic() - started
-                )
-                on_step(event)
-            if time.monotonic() - last_saved >= save_every and step + 1 < config.steps:
-                _save(checkpoint, module, optimiser, step + 1)
-                last_saved = time.monotonic()
+        with Gradients(stage, parameters, parts=parts, bf16=bf16) as gradients:
+            for step in range(first, config.steps):
+                lr = config.lr_at(step)
+                optimiser.set_lr(lr)
+                batch = to_device(corpus.batch(step), device)
+                value = _finite(gradients(batch), "loss", config, step)
+                norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+                _finite(norm, "gradient norm", config, step)  # before it can reach the weights
+                optimiser.step()
+                log.append(step, value, lr, batch.tokens.numel())
+                if on_step is not None:
+                    event = StepEvent(
+                        config.name, step + 1, config.steps, log.tokens, value, lr, time.monotonic() - started
+                    )
+                    on_step(event)
+                if time.monotonic() - last_saved >= save_every and step + 1 < config.steps:
+                    _save(checkpoint, module, optimiser, step + 1)
+                    last_saved = time.monotonic()
         _save(checkpoint, module, optimiser, config.steps)
     finally:
         log.close()

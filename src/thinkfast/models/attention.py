@@ -100,14 +100,18 @@ class Attention(nn.Module):
         q, k = rope.rotate(qk).split_with_sizes((self.n_heads, self.n_kv_heads), dim=1)
         return q, k, v
 
-    def prefill(self, x: Tensor, ragged: Ragged, rope: Rope) -> tuple[Tensor, KVState]:
-        """Full form: x [T, D] to the mixer's output [T, D] and the KV it leaves behind."""
+    def heads(self, x: Tensor, ragged: Ragged, rope: Rope) -> tuple[Tensor, KVState]:
+        """Full form before the output projection: x [T, D] to what the heads gather [T, H P], and the KV left."""
         q, k, v = self.project(x, rope)
         qp, kp, vp = (ragged.pad(t).transpose(1, 2) for t in (q, k, v))
         gqa = self.n_heads != self.n_kv_heads
         o = F.scaled_dot_product_attention(qp, kp, vp, is_causal=True, scale=self.scale, enable_gqa=gqa)
-        o = ragged.unpad(o.transpose(1, 2)).reshape(x.shape[0], -1)
-        return self.out(o), KVState(k, v)
+        return ragged.unpad(o.transpose(1, 2)).reshape(x.shape[0], -1), KVState(k, v)
+
+    def prefill(self, x: Tensor, ragged: Ragged, rope: Rope) -> tuple[Tensor, KVState]:
+        """Full form: x [T, D] to the mixer's output [T, D] and the KV it leaves behind."""
+        gathered, state = self.heads(x, ragged, rope)
+        return self.out(gathered), state
 
     def forward(self, x: Tensor, ragged: Ragged, rope: Rope) -> Tensor:
         """Full form: x [T, D] to [T, D]."""

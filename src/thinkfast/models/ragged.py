@@ -27,6 +27,7 @@ class Ragged:
         self.max_len = max(host, default=0)
         # Equal lengths turn padding into a reshape: the common case of forked or trained batches.
         self.rectangular = self.total == self.n * self.max_len
+        self._maps: dict[tuple[int, int], Tensor] = {}
 
     @cached_property
     def starts(self) -> Tensor:
@@ -49,24 +50,30 @@ class Ragged:
         """[T] each token's position within its sequence."""
         return torch.arange(self.total, device=self.lens.device) - self.starts[self.sequence]
 
-    @cached_property
-    def _flat(self) -> Tensor:
-        return self.sequence * self.max_len + self.positions
+    def _flat(self, length: int, before: int = 0) -> Tensor:
+        """[T] where each token lies in a padded view of ``length`` positions, the first ``before`` of them empty."""
+        if (length, before) not in self._maps:
+            self._maps[length, before] = self.sequence * length + (self.positions + before)
+        return self._maps[length, before]
 
     @cached_property
     def valid(self) -> Tensor:
         """[n, L] True where the padded view holds a token."""
         return torch.arange(self.max_len, device=self.lens.device)[None, :] < self.lens[:, None]
 
-    def pad(self, x: Tensor) -> Tensor:
-        """[T, ...] to a right-padded [n, L, ...] with zeros after each end."""
-        shape = (self.n, self.max_len, *x.shape[1:])
-        if self.rectangular:
-            return x.reshape(shape)
-        out = x.new_zeros((self.n * self.max_len, *x.shape[1:]))
-        return out.index_copy(0, self._flat, x).view(shape)
+    def pad(self, x: Tensor, length: int | None = None, before: int = 0) -> Tensor:
+        """[T, ...] to a padded [n, before + length, ...]: ``before`` zeros, the tokens, zeros after each end.
+
+        ``length`` is L where None, and may be more.
+        """
+        size = before + (self.max_len if length is None else length)
+        if self.rectangular and size == self.max_len:
+            return x.reshape(self.n, size, *x.shape[1:])
+        out = x.new_zeros((self.n * size, *x.shape[1:]))
+        return out.index_copy(0, self._flat(size, before), x).view(self.n, size, *x.shape[1:])
 
     def unpad(self, y: Tensor) -> Tensor:
-        """[n, L, ...] back to [T, ...]."""
-        flat = y.reshape(self.n * self.max_len, *y.shape[2:])
-        return flat if self.rectangular else flat.index_select(0, self._flat)
+        """[n, length, ...] back to [T, ...]; ``length`` may be more than L."""
+        length = y.shape[1]
+        flat = y.reshape(self.n * length, *y.shape[2:])
+        return flat if self.rectangular and length == self.max_len else flat.index_select(0, self._flat(length))

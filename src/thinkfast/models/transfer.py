@@ -4,7 +4,9 @@ Legend: D model width, H heads, K key-value heads, G = H / K, P head dim, N stat
 
 Attention-to-SSM transfer (Mamba-in-Llama, arXiv 2408.15237, section 3): V becomes x, K becomes B, Q becomes C, O
 becomes out_proj; MLPs, norms, embeddings and kept attention layers are copied. The rest starts so that the mixer is
-near a causal linear attention (DESIGN.md, section 3): delta convolution, a gate near a constant, slow decays.
+near a causal linear attention (DESIGN.md, section 3): delta convolution, a gate near a constant, slow decays. The
+mixer's per-head norm hides any scale before it, which is used twice: x, B and C start small, where SiLU is nearly
+linear, and the norm's weight starts at what each of the teacher's heads puts out on average.
 Where N < P, the rank of each head's Q K^T is cut by an SVD weighted by the covariance of the layer's inputs.
 
 Usage: ``plan = plan_transfer(teacher.spec, student_spec); student = transfer(teacher, plan, moments)``.
@@ -34,6 +36,7 @@ UNCHANGED = (
 )
 GATE = 1.5
 SLOWEST, FASTEST = 512.0, 16.0
+LINEAR = 0.3  # root mean square of a head's x, B and C at the start: SiLU bends by a few per cent there
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +65,11 @@ class TransferPlan:
 
 @dataclass(frozen=True, slots=True)
 class InputMoments:
-    """First two moments of one layer's normed inputs: mean [D] and second moment [D, D]."""
+    """Of one layer: mean [D] and second moment [D, D] of its normed inputs, mean square of each head's output [H]."""
 
     mean: Tensor
     second: Tensor
+    heads: Tensor
 
 
 def plan_transfer(teacher: ModelSpec, student: ModelSpec) -> TransferPlan:
@@ -104,22 +108,27 @@ def plan_transfer(teacher: ModelSpec, student: ModelSpec) -> TransferPlan:
 @torch.no_grad()
 def input_moments(teacher: Decoder, batches: Iterable[tuple[Tensor, Ragged]]) -> list[InputMoments]:
     """Moments of every layer's normed inputs over ``batches`` of (tokens [T], ragged)."""
-    d = teacher.spec.d_model
+    d, h = teacher.spec.d_model, teacher.spec.n_heads
     device = teacher.embed.weight.device
     total = 0
     mean = torch.zeros(teacher.spec.n_layers, d, dtype=torch.float64, device=device)
     second = torch.zeros(teacher.spec.n_layers, d, d, dtype=torch.float64, device=device)
+    heads = torch.zeros(teacher.spec.n_layers, h, dtype=torch.float64, device=device)
     for tokens, ragged in batches:
         x, rope = teacher.embed(tokens), teacher.rope(ragged.positions)
         for i, block in enumerate(teacher.blocks):
-            u = block.input_norm(x).double()
+            normed = block.input_norm(x)
+            u = normed.double()
             mean[i] += u.sum(0)
             second[i] += u.T @ u
-            x = block(x, ragged, rope)
+            mixer = cast(Attention, block.mixer)
+            gathered, _ = mixer.heads(normed, ragged, rope)
+            heads[i] += gathered.double().square().view(len(u), h, -1).mean(-1).sum(0)
+            x = block.feed_forward(x + mixer.out(gathered))
         total += tokens.numel()
     if total == 0:
         raise ModelError("no tokens to measure layer inputs on", remedy="give at least one calibration batch")
-    return [InputMoments(m / total, s / total) for m, s in zip(mean, second, strict=True)]
+    return [InputMoments(*(t / total for t in sums)) for sums in zip(mean, second, heads, strict=True)]
 
 
 def transfer(teacher: Decoder, plan: TransferPlan, moments: Sequence[InputMoments], seed: int = 0) -> Decoder:
@@ -161,13 +170,14 @@ def _convert(attention: Attention, mamba: Mamba, moments: InputMoments, generato
         spare = torch.randn(n - p, rows.shape[1], generator=generator, dtype=torch.float64).to(rows.device) * 1e-3
         q = torch.cat((q, spare.expand(k, h // k, -1, -1)), 2)
         key = torch.cat((key, spare.flip(0).expand(k, -1, -1)), 1)
+    v, key, q = (_scaled(rows, moments) for rows in (v.view(k, p, -1), key, q))
     mean, second = moments.mean, moments.second
     damp = 1e-4 * second.diagonal().mean() * torch.eye(len(mean), dtype=second.dtype, device=second.device)
     # Least squares for a direction whose projection is nearly constant over tokens: the gate starts open.
     gate = torch.linalg.solve(second + damp, mean) * GATE
     gate_rows = torch.cat((gate, gate.new_zeros(1))).expand(h * p, -1)
     dt_rows = torch.zeros(h, rows.shape[1], dtype=rows.dtype, device=rows.device)
-    parts = (gate_rows, v, key.reshape(k * n, -1), q.reshape(h * n, -1), dt_rows)
+    parts = (gate_rows, v.reshape(k * p, -1), key.reshape(k * n, -1), q.reshape(h * n, -1), dt_rows)
     in_rows = torch.cat(parts)
     mamba.in_proj.weight.copy_(in_rows[:, :-1])
     if cast("Tensor | None", mamba.in_proj.bias) is not None:
@@ -182,7 +192,16 @@ def _convert(attention: Attention, mamba: Mamba, moments: InputMoments, generato
     tau = torch.logspace(math.log10(FASTEST), math.log10(SLOWEST), h, dtype=torch.float64)
     mamba.A_log.copy_(-tau.log())
     mamba.D.zero_()
-    mamba.norm_weight.fill_(1.0)
+    mamba.norm_weight.copy_(moments.heads.sqrt().repeat_interleave(p))
+
+
+def _scaled(rows: Tensor, moments: InputMoments) -> Tensor:
+    """Rows [..., R, D + 1] of one projection, each head's brought to a root mean square of LINEAR over the inputs."""
+    d = moments.mean.shape[0]
+    second = moments.second.new_ones(d + 1, d + 1)
+    second[:d, :d], second[:d, d], second[d, :d] = moments.second, moments.mean, moments.mean
+    power = torch.einsum("...rd,de,...re->...", rows, second, rows) / rows.shape[-2]
+    return rows * (LINEAR / power.clamp_min(1e-12).sqrt())[..., None, None]
 
 
 def _cut_rank(q: Tensor, key: Tensor, moments: InputMoments, rank: int) -> tuple[Tensor, Tensor]:
