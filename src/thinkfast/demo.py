@@ -37,7 +37,7 @@ class DemoConfig:
     share: float = 1.0
     problems: int = 48
     n: int | None = None
-    seconds: float = 20.0
+    seconds: float = 15.0
     temperature: float = 0.6
     seed: int = 0
     gates: bool = True
@@ -65,16 +65,16 @@ def demo_recipe(name: str, keep: tuple[int, ...], config: DemoConfig) -> Recipe:
         return value if config.gates else None
 
     # The pure student has more to learn and gets most of the time.
-    align, imitate = (250e3, 350e3) if keep else (450e3, 900e3)
+    align, imitate = (200e3, 300e3) if keep else (600e3, 1000e3)
     batch = 1024
     mixers = partial(StageConfig, batch_tokens=batch, train="mixers", optimiser="muon", vector_lr=4.0)
     stages = (
-        mixers("orient", tokens(30e3, batch), 4e-3, gate=gate(0.75)),
+        mixers("orient", tokens(20e3, batch), 4e-3, gate=gate(0.75)),
         mixers("align", tokens(align, batch), 8e-3, gate=gate(0.2)),
         mixers("imitate", tokens(imitate, batch), 1.5e-3, gate=gate(0.93), hidden=4.0),
-        StageConfig("sft", tokens(30e3, batch), 2e-4, batch, gate=gate(0.3)),
+        StageConfig("sft", tokens(20e3, batch), 5e-5, batch, train="mixers", gate=gate(0.4)),
     )
-    pool = max(64, round(7000 * min(1.0, config.share)))
+    pool = max(64, round(8000 * min(1.0, config.share)))
     return Recipe(
         name=name,
         stages=stages,
@@ -201,12 +201,11 @@ def _show_teacher(console: Console, config: DemoConfig) -> None:
 
 def _distill(recipes: dict[str, Recipe], out: Path, console: Console) -> None:
     from thinkfast.commands._distillview import DistillView
-    from thinkfast.distill.run import run_recipe
+    from thinkfast.distill.parallel import run_parallel
 
+    jobs = [(recipe, out / name) for name, recipe in recipes.items()]
     with DistillView(recipes, console) as view:
-        for name, recipe in recipes.items():
-            on_step, on_gate = partial(view.step, name), partial(view.gate, name)
-            run_recipe(recipe, out / name, on_step=on_step, on_gate=on_gate)
+        run_parallel(jobs, on_step=view.step, on_gate=view.gate)
 
 
 def _bench(out: Path, students: list[str], config: DemoConfig) -> dict[str, Any]:

@@ -10,9 +10,9 @@ Usage: ``result = run_recipe(load_config(Recipe, "recipes/tiny-pure.yaml"), Path
 from __future__ import annotations
 
 import json
-import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,13 @@ def run_recipe(
     out: Path,
     *,
     device: str = "cpu",
+    threads: Executor | None = None,
     on_step: OnStep | None = None,
     on_gate: OnGate | None = None,
 ) -> RunResult:
     """Train or distill as ``recipe`` says, into ``out``; resumes, and returns at once where it is finished.
+
+    The parts of a batch run on ``threads``, by default on threads of its own.
 
     Errors: ConfigError for a recipe out of range, OutputError for a folder of another recipe, ModelError for an
     unusable teacher, GateError with the figure where a stage misses its gate.
@@ -83,7 +86,7 @@ def run_recipe(
     plan = None if teacher is None else _plan(recipe, teacher)
     if require_output_dir(out, MARKER, text) and (out / MARKER).read_text() != text:
         raise OutputError(f"{out} belongs to another recipe", remedy="choose another --out, or use that recipe again")
-    return _Run(recipe, teacher, plan, out, torch.device(device), on_step, on_gate).go()
+    return _Run(recipe, teacher, plan, out, torch.device(device), threads, on_step, on_gate).go()
 
 
 def _plan(recipe: Recipe, teacher: Loaded) -> TransferPlan:
@@ -107,11 +110,12 @@ class _Run:
         plan: TransferPlan | None,
         out: Path,
         device: torch.device,
+        threads: Executor | None,
         on_step: OnStep | None,
         on_gate: OnGate | None,
     ) -> None:
         self.recipe, self.teacher, self.plan, self.out, self.device = recipe, teacher, plan, out, device
-        self.on_step, self.on_gate = on_step, on_gate
+        self.threads, self.on_step, self.on_gate = threads, on_step, on_gate
         self.tokenizer_dir = ASSETS / "tiny" if self.teacher is None else self.teacher.path
         self.pool = self._pool("pool.npz", recipe.data.problems, recipe.data.pool)
         self.held_out = self._pool("held_out.npz", recipe.data.held_out, HELD_OUT_EXAMPLES)
@@ -122,9 +126,7 @@ class _Run:
             return Pool.load(path)
         if problems.startswith("tiny_"):
             split, levels = problems.removeprefix("tiny_"), self.recipe.data.difficulties or None
-            # One of several parallel distillations is a process of a pool already and may start no others.
-            workers = 1 if multiprocessing.parent_process() is not None else None
-            pool = Pool.procedural(split, count, tokenizer_dir=self.tokenizer_dir, difficulties=levels, workers=workers)
+            pool = Pool.procedural(split, count, tokenizer_dir=self.tokenizer_dir, difficulties=levels)
         else:
             from thinkfast.models.tokenizer import Tokenizer
 
@@ -197,6 +199,7 @@ class _Run:
                 save_every=self.recipe.save_every,
                 bf16=self.recipe.bf16,
                 parts=self.recipe.parts,
+                threads=self.threads,
                 on_step=self.on_step,
             )
             result = self._measure(config, stage, student)

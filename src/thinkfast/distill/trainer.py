@@ -16,6 +16,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,12 +65,13 @@ def train_stage(
     save_every: float = 10.0,
     bf16: bool = False,
     parts: int = 1,
+    threads: Executor | None = None,
     on_step: OnStep | None = None,
 ) -> None:
     """Run ``stage`` on ``module`` to its last step, going on from ``folder`` where an earlier run stopped.
 
     ``bf16`` computes in bfloat16 where autocast deems it safe; weights and optimiser stay in fp32. A batch is
-    computed in ``parts``, as the recipe says.
+    computed in ``parts``, as the recipe says, on ``threads`` or threads of its own.
     Writes ``<stage>.pt`` (removed by the caller once the run is over) and ``<stage>.losses.jsonl``.
     Errors: GateError with the step where loss or gradient is not finite; OutputError where the folder cannot be
     written, or is being written by another run.
@@ -87,7 +89,7 @@ def train_stage(
     module.train()
     started = last_saved = time.monotonic()
     try:
-        with Gradients(stage, parameters, parts=parts, bf16=bf16) as gradients:
+        with Gradients(stage, parameters, parts=parts, bf16=bf16, threads=threads) as gradients:
             for step in range(first, config.steps):
                 lr = config.lr_at(step)
                 optimiser.set_lr(lr)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from thinkfast.engine.attend import LayerAttention, Plan, Shape, StepState, Workspace, make_plan
+from thinkfast.engine.memory import pool
 from thinkfast.engine.pages import Ints, Moves, PageTable
 from thinkfast.errors import CapacityError
 from thinkfast.models.attention import KVState
@@ -39,11 +40,10 @@ class PagedKV:
         self._tail_len = np.zeros(max_rows, dtype=np.int64)
         self._dirty = True
         kv, p, w = shape.kv_heads, shape.head_dim, shape.page
-        # Not zeroed: the system backs a page with memory when it is first written, so an unused pool costs nothing.
-        self.k = torch.empty(n_layers, pages, kv, p, w, dtype=shape.dtype, device=shape.device)
-        self.v = torch.empty(n_layers, pages, kv, w, p, dtype=shape.dtype, device=shape.device)
-        self.tail_k = torch.empty(n_layers, max_rows, kv, w, p, dtype=shape.dtype, device=shape.device)
-        self.tail_v = torch.empty(n_layers, max_rows, kv, w, p, dtype=shape.dtype, device=shape.device)
+        self.k = pool((n_layers, pages, kv, p, w), shape.dtype, shape.device)
+        self.v = pool((n_layers, pages, kv, w, p), shape.dtype, shape.device)
+        self.tail_k = pool((n_layers, max_rows, kv, w, p), shape.dtype, shape.device)
+        self.tail_v = pool((n_layers, max_rows, kv, w, p), shape.dtype, shape.device)
         self._bias = torch.full((max_rows, w), float("-inf"), dtype=shape.dtype, device=shape.device)
         self.step = StepState(self._plan(0, 0), Workspace(shape), torch.empty(0), torch.empty(0))
         pools = zip(self.k, self.v, self.tail_k, self.tail_v, strict=True)
@@ -90,9 +90,9 @@ class PagedKV:
         where = slice(self.pages - self.shared.used, self.pages - self.shared.used + len(new))
         laid = self.k.new_zeros(len(new), w, *self.k.shape[2:4])
         for k, v, state in zip(self.k, self.v, states, strict=True):
-            for pool, order, values in ((k, (0, 2, 3, 1), state.k), (v, (0, 2, 1, 3), state.v)):
+            for pages, order, values in ((k, (0, 2, 3, 1), state.k), (v, (0, 2, 1, 3), state.v)):
                 laid.view(-1, *values.shape[1:]).index_copy_(0, row, values)
-                pool[where].copy_(laid.permute(order))
+                pages[where].copy_(laid.permute(order))
 
     def fork(self, prompts: Ints, first_row: int) -> None:
         """New rows first_row, first_row + 1, ... share ``prompts``; their own context is empty."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from thinkfast.engine.cache import Cache, Fork, PromptHandle, Usage
+from thinkfast.engine.fused import FusedStep, fusible
 from thinkfast.engine.pages import Ints, Moves
 from thinkfast.engine.plan import MemoryPlan
 from thinkfast.engine.rows import Rows, RowStart, Said
@@ -46,6 +47,7 @@ class Runner:
         eos[sorted(eos_ids)] = True
         self.rows = Rows(plan.max_batch, plan.max_len, eos)
         self._logits: dict[int, Tensor] = {}
+        self._fused = FusedStep(model, plan.max_len) if fusible(model) else None
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[PromptHandle]:
@@ -79,8 +81,11 @@ class Runner:
         """One token for every row; returns the rows' codes, the only thing that travels to the host."""
         rows = self.rows
         caches = self.cache.begin_step()
-        hidden = self.model.step(rows.tokens, rows.positions, caches)
-        drawn = draw(self.model.logits(hidden), rows.params(0, rows.count), rows.mix())
+        if self._fused is not None:
+            logits = self._fused(rows.tokens, rows.positions, caches)
+        else:
+            logits = self.model.logits(self.model.step(rows.tokens, rows.positions, caches))
+        drawn = draw(logits, rows.params(0, rows.count), rows.mix())
         return _host(rows.accept(0, rows.count, drawn))
 
     @torch.inference_mode()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thinkfast.engine.memory import pool
 from thinkfast.models.mixers import SSMState
 from thinkfast.models.spec import ModelSpec
 
@@ -33,10 +34,10 @@ class SSMSlots:
     def __init__(self, spec: ModelSpec, max_rows: int, dtype: torch.dtype, device: torch.device) -> None:
         layers = spec.n_layers - spec.n_attention
         conv = (layers, max_rows, spec.d_conv - 1, spec.conv_channels)
-        self._conv = torch.zeros(conv, dtype=dtype, device=device)
+        self._conv = pool(conv, dtype, device)
         # N before P in memory: C^T S then reads along rows, which is 1.6 times faster on a CPU than S C.
         ssm = (layers, max_rows, spec.n_heads, spec.d_state, spec.head_dim)
-        self._ssm = torch.zeros(ssm, dtype=dtype, device=device).transpose(-1, -2)
+        self._ssm = pool(ssm, dtype, device).transpose(-1, -2)
         self._prompts: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
