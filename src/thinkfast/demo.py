@@ -37,7 +37,7 @@ class DemoConfig:
     share: float = 1.0
     problems: int = 48
     n: int | None = None
-    seconds: float = 15.0
+    seconds: float = 12.0
     temperature: float = 0.6
     seed: int = 0
     gates: bool = True
@@ -65,7 +65,7 @@ def demo_recipe(name: str, keep: tuple[int, ...], config: DemoConfig) -> Recipe:
         return value if config.gates else None
 
     # The pure student has more to learn and gets most of the time.
-    align, imitate = (200e3, 300e3) if keep else (600e3, 1000e3)
+    align, imitate = (180e3, 270e3) if keep else (450e3, 850e3)
     batch = 1024
     mixers = partial(StageConfig, batch_tokens=batch, train="mixers", optimiser="muon", vector_lr=4.0)
     stages = (

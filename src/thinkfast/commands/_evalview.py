@@ -95,17 +95,23 @@ def print_headline(summary: Summary, console: Console) -> None:
         console.print(Text.assemble(("● ", colours[point.tone]), point.text, (f" ({point.figures})", "dim")))
 
 
+SHORT = 14  # characters of a cell that is a figure
+
+
 def terminal_table(table: Table, leave_out: Sequence[str] = ()) -> RichTable:
     """One of the report's tables for a terminal; a system's colour is that of its curves."""
     kept = [at for at, column in enumerate(table.columns) if column not in leave_out]
     shown = RichTable(title=table.title, title_justify="left", title_style="bold", caption_justify="left", box=None)
     for at in kept:
-        shown.add_column(table.columns[at], justify="left" if at == 0 else "right", header_style="dim", no_wrap=at == 0)
+        # In a narrow terminal words may move to the next line; of a number nothing may be lost.
+        short = all(len(line.cells[at].text) <= SHORT for line in table.lines)
+        header = table.columns[at].replace(" ", "\n", 1) if short else table.columns[at]
+        shown.add_column(header, justify="left" if at == 0 else "right", header_style="dim", no_wrap=short)
     for line in table.lines:
         cells = []
         for cell in (line.cells[at] for at in kept):
             dot = [("● ", cell.colour)] if cell.colour else []
-            small = [(f" {cell.small}", "dim")] if cell.small else []
+            small = [(f"\n{cell.small}", "dim")] if cell.small else []
             cells.append(Text.assemble(*dot, (cell.text, STYLES[cell.tone]), *small))
         shown.add_row(*cells)
     return shown
