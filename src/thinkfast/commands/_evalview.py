@@ -104,7 +104,7 @@ def terminal_table(table: Table, leave_out: Sequence[str] = ()) -> RichTable:
     shown = RichTable(title=table.title, title_justify="left", title_style="bold", caption_justify="left", box=None)
     for at in kept:
         # In a narrow terminal words may move to the next line; of a number nothing may be lost.
-        short = all(len(line.cells[at].text) <= SHORT for line in table.lines)
+        short = all(max(len(line.cells[at].text), len(line.cells[at].small)) <= SHORT for line in table.lines)
         header = table.columns[at].replace(" ", "\n", 1) if short else table.columns[at]
         shown.add_column(header, justify="left" if at == 0 else "right", header_style="dim", no_wrap=short)
     for line in table.lines:
