@@ -17,7 +17,7 @@ from thinkfast.data.problems import Problem
 from thinkfast.distill.gates import generated_accuracy
 from thinkfast.distill.recipe import DataConfig, Recipe, StageConfig, TeacherConfig
 from thinkfast.distill.run import run_recipe
-from thinkfast.errors import ConfigError, GateError, ModelError, OutputError
+from thinkfast.errors import ConfigError, GateError, ModelError, OutputError, ProblemError
 from thinkfast.models.checkpoint import save_checkpoint
 from thinkfast.models.loading import ASSETS, load_model
 from thinkfast.models.ragged import Ragged
@@ -160,6 +160,28 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe: Recipe, tmp_path: 
     with pytest.raises(OutputError, match="another recipe"):
         run_recipe(replace(recipe, seed=1), out)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_another_teacher_under_the_same_name_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(recipe.teacher, teacher)
+    mine = replace(recipe, teacher=str(teacher))
+    out = tmp_path / "out"
+    run_recipe(mine, out)
+    shutil.rmtree(out / "model")  # as if it had not been finished
+    weights = bytearray((teacher / "model.safetensors").read_bytes())
+    weights[-2] ^= 1
+    (teacher / "model.safetensors").write_bytes(weights)
+    with pytest.raises(OutputError, match="other weights"):
+        run_recipe(mine, out)
+
+
+def test_one_level_of_a_procedural_split_is_a_source(recipe: Recipe, tmp_path: Path) -> None:
+    run_recipe(
+        replace(recipe, data=replace(recipe.data, problems="tiny_train:2", held_out="tiny_val:2")), tmp_path / "a"
+    )
+    with pytest.raises(ProblemError, match="tiny_train:99"):
+        run_recipe(replace(recipe, data=replace(recipe.data, problems="tiny_train:99")), tmp_path / "b")
 
 
 def test_a_folder_of_somebody_else_is_refused_untouched(recipe: Recipe, tmp_path: Path) -> None:

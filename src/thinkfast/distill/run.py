@@ -86,7 +86,20 @@ def run_recipe(
     plan = None if teacher is None else _plan(recipe, teacher)
     if require_output_dir(out, MARKER, text) and (out / MARKER).read_text() != text:
         raise OutputError(f"{out} belongs to another recipe", remedy="choose another --out, or use that recipe again")
+    if teacher is not None:
+        _same_teacher(out / "teacher.sha256", teacher)
     return _Run(recipe, teacher, plan, out, torch.device(device), threads, on_step, on_gate).go()
+
+
+def _same_teacher(path: Path, teacher: Loaded) -> None:
+    """Half a run from one teacher and half from another would fit neither: remember whose run this is."""
+    if not path.is_file():
+        atomic_write(path, teacher.sha + "\n")
+    elif path.read_text().strip() != teacher.sha:
+        raise OutputError(
+            f"{path.parent} was begun with other weights of {teacher.name}",
+            remedy="choose another --out, or put the old weights back",
+        )
 
 
 def _plan(recipe: Recipe, teacher: Loaded) -> TransferPlan:
@@ -124,8 +137,11 @@ class _Run:
         path = self.out / name
         if path.is_file():
             return Pool.load(path)
-        if problems.startswith("tiny_"):
-            split, levels = problems.removeprefix("tiny_"), self.recipe.data.difficulties or None
+        name_of_set, _, level = problems.partition(":")
+        if name_of_set.startswith("tiny_"):
+            load_problems(problems, 1)  # refuses a split or a level that there is not
+            split = name_of_set.removeprefix("tiny_")
+            levels = (int(level),) if level else self.recipe.data.difficulties or None
             pool = Pool.procedural(split, count, tokenizer_dir=self.tokenizer_dir, difficulties=levels)
         else:
             from thinkfast.models.tokenizer import Tokenizer
