@@ -49,6 +49,14 @@ def test_parity_prints_a_table_and_writes_json(model: Path, tmp_path: Path) -> N
     assert ParityReport.from_json(json.loads(one.read_text())).sha == load_model(model).sha
 
 
+def test_the_drift_can_be_as_short_as_asked(model: Path, tmp_path: Path) -> None:
+    done = thinkfast("parity", model, "--steps", "9", "--json", tmp_path / "a.json")
+    assert done.exit_code == 0, done.output
+    report = ParityReport.from_json(json.loads((tmp_path / "a.json").read_text()))
+    assert next(c for c in report.checks if c.name == "bf16 drift").detail.startswith("9 steps: ")
+    assert thinkfast("parity", model, "--steps", "0").exit_code == 2
+
+
 def test_a_broken_bound_is_exit_code_one(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     real = running.run_parity
 

@@ -52,8 +52,10 @@ def drift(loaded: Loaded, chains: Sequence[Greedy], steps: int) -> tuple[Check, 
         (i + size, float(kl[0, i : i + size].median()), float(kl[1, i : i + size].median()))
         for i in range(0, count - size + 1, size)
     )
+    mean = kl[:, -max(1, count // 4) :].mean(1)
     detail = (
-        f"{count} steps: median KL to fp32 in the last quarter {last[0]:.2g} nats stepped, {last[1]:.2g} in one pass; "
+        f"{count} steps: median KL to fp32 in the last quarter {last[0]:.2g} nats stepped, {last[1]:.2g} in one pass "
+        f"(mean {mean[0]:.2g} and {mean[1]:.2g}); "
         f"top token the same at {100 * same:.1f} % of the steps"
     )
     if not ratio <= BOUND and loaded.spec.is_student:
