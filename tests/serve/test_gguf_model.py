@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from thinkfast.errors import ModelError, OutputError
-from thinkfast.models.loading import Loaded
+from thinkfast.models.loading import Loaded, load_model
 from thinkfast.models.spec import RopeScaling
 from thinkfast.serve.gguf_model import write_gguf
 from thinkfast.serve.parity import peers
@@ -145,6 +145,18 @@ def test_the_vocabulary_comes_along(make: Any, tmp_path: Path) -> None:
     assert fields["tokenizer.ggml.eos_token_id"] == 4
     assert fields["tokenizer.ggml.add_bos_token"] is False
     assert "<|assistant|>" in fields["tokenizer.chat_template"]
+
+
+def test_a_teacher_comes_back_with_its_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THINKFAST_CACHE", str(tmp_path / "cache"))
+    tiny = load_model("tiny")
+    write_gguf(tiny, tmp_path / "m.gguf", torch.bfloat16)
+    back = load_model(str(tmp_path / "m.gguf"))
+    mine, theirs = tiny.model.state_dict(), back.model.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    for text in ("There are 12 shells in the box.", "Zoë's naïve  façade\n\tcosts 1,000 $"):
+        assert back.tokenizer.chat(text) == tiny.tokenizer.chat(text)
 
 
 def test_what_llama_cpp_cannot_run_is_refused(make: Any, tmp_path: Path) -> None:
