@@ -44,6 +44,10 @@ def test_parity_prints_a_table_and_writes_json(model: Path, tmp_path: Path) -> N
     assert done.exit_code == 0, done.output
     for words in ("prefill, then step", "fork of one prefill", "transformers 5.", "parity holds", "not run: "):
         assert words in done.output
+    # Nobody sees the table grow here, so every row is told as it is there.
+    rows = [line for line in done.stderr.splitlines() if line.startswith("parity: ")]
+    assert rows[0].startswith("parity: prefill, then step with one parallel pass: ")
+    assert ", passed, " in rows[0]
     one, other = (tmp_path / name for name in ("a.json", "results/parity-small.json"))
     assert one.read_text() == other.read_text()
     assert ParityReport.from_json(json.loads(one.read_text())).sha == load_model(model).sha
