@@ -15,7 +15,6 @@ from typer.testing import CliRunner, Result
 
 from thinkfast.cli import build_app
 from thinkfast.commands._solveview import LiveView, PlainView, solve_view
-from thinkfast.commands.models import weight_bytes
 from thinkfast.engine.request import Chain, SamplingParams
 from thinkfast.engine.session import Stats
 from thinkfast.judge.events import Event, Started
@@ -182,18 +181,3 @@ def test_in_a_terminal_it_is_live() -> None:
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert re.search(r"90  ━+ +2  100%", plain)
     assert plain.rstrip().splitlines()[-1].strip() == "90"
-
-
-def test_models_are_listed_whether_present_or_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    result = thinkfast("models")
-    assert result.exit_code == 0
-    tiny = next(line for line in result.stdout.splitlines() if line.startswith("tiny "))
-    for words in ("teacher", "4 attention", "1.35 M", "MiB", "assets/tiny"):
-        assert words in tiny
-    assert "a folder with a stock Llama or GraniteMoeHybrid checkpoint" in result.stdout
-    monkeypatch.setattr("thinkfast.models.loading.ASSETS", tmp_path)
-    (tmp_path / "tiny").mkdir()
-    assert weight_bytes(tmp_path / "tiny") == 0
-    lines = thinkfast("models").stdout.splitlines()
-    assert re.match(r"tiny +incomplete", lines[1])
-    assert re.match(r"tiny-hybrid +absent", lines[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from thinkfast.models.loading import ASSETS
 from thinkfast.models.mixers import SSMState
 from thinkfast.models.ragged import Ragged
 from thinkfast.models.spec import ModelSpec
+
+# pytest's importlib mode puts no folder on the path, and the tests below share gguf_files.py.
+sys.path.append(str(Path(__file__).parent))
 
 MakeSpec = Callable[..., ModelSpec]
 MakeModel = Callable[..., Decoder]
@@ -92,3 +96,10 @@ def saved(make_spec: MakeSpec, make_model: MakeModel, tmp_path: Path) -> Callabl
         return save_checkpoint(model, ASSETS / "tiny", tmp_path / f"{kind}-{group}", dtype)
 
     return save
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of its own for the test; the folder that holds the models."""
+    monkeypatch.setenv("THINKFAST_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "models"

@@ -6,6 +6,7 @@ Usage: ``with ParityView(console) as view: run_parity(loaded, plan, view.check)`
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,7 +25,7 @@ STYLES = {"passed": "green", "broken": "bold red", "not run": "yellow"}
 
 
 class ParityView:
-    """A table that grows row by row."""
+    """A table that grows row by row; where no terminal shows it grow, a line a row on stderr besides."""
 
     def __init__(self, console: Console) -> None:
         self._checks: list[Check] = []
@@ -44,6 +45,10 @@ class ParityView:
     def check(self, check: Check) -> None:
         """A comparison is done."""
         self._checks.append(check)
+        if not self._live.console.is_terminal:
+            seconds = f", {check.seconds:.1f} s" if check.value is not None else ""
+            line = f"parity: {check.name} with {check.against}: {check.shown}, {check.status}{seconds}"
+            print(line, file=sys.stderr, flush=True)
         self._show()
 
     def _show(self) -> None:

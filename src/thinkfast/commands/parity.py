@@ -16,6 +16,7 @@ EXAMPLES = """
 thinkfast parity tiny --quick                                            # a look, in seconds
 thinkfast parity tiny-hybrid --out results                               # all, into results/parity-tiny-hybrid.json
 thinkfast parity smollm2 --problems gsm8k_test500 --json smollm2.json    # on prompts of GSM8K
+thinkfast parity smollm2 --steps 200                                     # the drift is what takes longest
 thinkfast parity out/hybrid --vllm-python ~/vllm/bin/python --llama-python ~/llama/bin/python
 thinkfast parity out/hybrid --require transformers                       # a comparison that cannot run fails, too
 """
@@ -25,6 +26,9 @@ def run(
     model: Annotated[str, typer.Argument(help="Name or folder of the model.")],
     quick: Annotated[bool, typer.Option("--quick", help="Few prompts, few steps.")] = False,
     problems: Annotated[str, typer.Option(help="Where the prompts come from.")] = "tiny_test",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the bf16 drift; default: 2,000, quick 100.", show_default=False)
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for parity-MODEL.json.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the report.")] = None,
     vllm_python: Annotated[Path | None, typer.Option(help="A Python that has vLLM.")] = None,
@@ -39,6 +43,7 @@ def run(
     installed is left out, with the reason.
     """
     import json
+    from dataclasses import replace
 
     from rich.console import Console
     from rich.text import Text
@@ -50,6 +55,8 @@ def run(
 
     console = Console(highlight=False, soft_wrap=False)
     plan = Plan.of(quick, problems, vllm_python, llama_python)
+    if steps is not None:
+        plan = replace(plan, steps=steps)
     wanted = tuple(require or ())
     missing((), wanted)  # refuses an unknown name before the work
     loaded = load_model(model)

@@ -2,7 +2,8 @@
 
 llama.cpp knows a pre-tokenizer by a name, not by its pattern, so ours is recognised by its form, and a form without a
 name is refused rather than written wrongly. Where tokenizer.json lets whole words skip the merges (``ignore_merges``)
-and llama.cpp would not, merges are added that build those words.
+and llama.cpp would not, merges are added that build those words, and counted, so that reading the file back
+(``models/gguf/vocabulary.py``) gives the tokenizer it was made from.
 
 Usage: ``vocabulary = read_vocabulary(folder, spec.vocab_size); add_vocabulary(writer, vocabulary)``.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkfast.errors import ModelError
+from thinkfast.models.gguf.vocabulary import ADDED
 
 # The split patterns of Llama 3's and Qwen2's tokenizer.json, which differ in how they group digits.
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -154,6 +156,8 @@ def add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_token_list(list(vocabulary.tokens))
     writer.add_token_types(list(vocabulary.kinds))
     writer.add_token_merges([" ".join(merge) for merge in vocabulary.merges])
+    if vocabulary.added:
+        writer.add_uint32(ADDED, vocabulary.added)
     writer.add_add_bos_token(False)  # our chat templates write it themselves
     for kind, add in (("bos", writer.add_bos_token_id), ("eos", writer.add_eos_token_id)):
         if kind in vocabulary.special:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
+# Ours: how many merges at the end of the list our export added, to build words that the tokenizer takes whole.
+ADDED = "thinkfast.added_merges"
 _KINDS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
 # Tokens that end a text wherever they are control tokens, as llama.cpp has it: files name only one of several.
 _ENDS = ("<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "</s>")
@@ -138,12 +140,15 @@ def _backend(file: GGUFFile, tokens: list[str], kinds: list[int]) -> Backend:
             remedy="use the model's safetensors checkpoint, which has a tokenizer.json",
         )
     merges = [_pair(file, merge) for merge in _field(file, "merges", [])]
+    added = int(file.metadata.get(ADDED, 0))
+    merges = merges[: len(merges) - added]
     vocabulary = {token: i for i, token in enumerate(tokens) if kinds[i] != UNUSED}
     try:
-        model = models.BPE(vocabulary, merges, ignore_merges=name in _IGNORE_MERGES)
+        model = models.BPE(vocabulary, merges, ignore_merges=added > 0 or name in _IGNORE_MERGES)
     except Exception as error:  # the Rust binding raises a bare Exception whatever is wrong
         raise ModelError(
-            f"{file.path}: its merges do not fit its tokens: {error}", remedy="convert it again"
+            f"{file.path}: its merges do not fit its tokens: {error}",
+            remedy="use the model's safetensors checkpoint, which has a tokenizer.json",
         ) from error
     backend = Backend(model)
     if SPLITS[name] == QWEN2:

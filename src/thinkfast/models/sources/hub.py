@@ -80,3 +80,16 @@ def _fetched(name: str, download: Callable[[], str]) -> Path:
     except (errors.EntryNotFoundError, errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
         first = str(error).strip().splitlines()[:1]
         raise ModelError(f"cannot fetch {name!r} from the hub: {''.join(first)}", remedy="check the id") from error
+
+
+def cached_models() -> list[tuple[str, Path]]:
+    """(id, snapshot folder) of every model with a config.json in the hub's cache, whatever its kind."""
+    from huggingface_hub import constants
+
+    found = []
+    for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")):
+        main = folder / "refs" / "main"
+        snapshot = folder / "snapshots" / (main.read_text().strip() if main.is_file() else "none")
+        if (snapshot / "config.json").is_file():
+            found.append((folder.name.removeprefix("models--").replace("--", "/"), snapshot))
+    return found

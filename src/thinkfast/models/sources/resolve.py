@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 
 from thinkfast.errors import ModelError
-from thinkfast.models.gguf.convert import convert_gguf
 from thinkfast.models.sources import hub, wheels
 from thinkfast.models.sources.cache import Workshop, cached, manifests, workshop
 from thinkfast.models.sources.catalogue import ASSETS, CATALOGUE, EMBEDDED
@@ -113,6 +112,8 @@ def _converted(
 ) -> Path:
     if (folder := cached(identity)) is not None:
         return folder
+    from thinkfast.models.gguf.convert import convert_gguf  # torch, which finding a folder does not need
+
     show = Progress(title)
     try:
         with workshop(show) as shop:

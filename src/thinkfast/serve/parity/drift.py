@@ -44,21 +44,32 @@ def drift(loaded: Loaded, chains: Sequence[Greedy], steps: int) -> tuple[Check, 
     room = loaded.spec.max_positions - HEAD if loaded.spec.n_attention else steps
     count = min(steps, room)
     text = tuple(islice(cycle([t for chain in chains for t in chain.sequence]), HEAD + count))
-    kl, same = divergences(loaded, half(loaded), text, HEAD)
-    last = kl[:, -max(1, count // 4) :].median(1).values.clamp_min(FLOOR)
-    ratio = float(last[0] / last[1]) if bool(kl.isfinite().all()) else math.nan
+    coarse = half(loaded)
+    kl, same = divergences(loaded, coarse, text, HEAD)
+    ratio, last = growth(kl)
     size = max(1, count // POINTS)
     curve = tuple(
         (i + size, float(kl[0, i : i + size].median()), float(kl[1, i : i + size].median()))
         for i in range(0, count - size + 1, size)
     )
+    mean = kl[:, -max(1, count // 4) :].mean(1)
     detail = (
-        f"{count} steps: median KL to fp32 in the last quarter {last[0]:.2g} nats stepped, {last[1]:.2g} in one pass; "
+        f"{count} steps: median KL to fp32 in the last quarter {last[0]:.2g} nats stepped, {last[1]:.2g} in one pass "
+        f"(mean {mean[0]:.2g} and {mean[1]:.2g}); "
         f"top token the same at {100 * same:.1f} % of the steps"
     )
+    if not ratio <= BOUND and loaded.spec.is_student:
+        fine, _ = divergences(loaded, coarse, text, HEAD, fine_state=True)
+        detail += f"; with the SSM state alone in fp32 {growth(fine)[0]:.2g} x"
     if count < steps:
         detail += f"; the model has {loaded.spec.max_positions} positions"
     return Check("bf16 drift", "state in fp32", ratio, BOUND, "x", detail), curve
+
+
+def growth(kl: Tensor) -> tuple[float, Tensor]:
+    """How much farther stepping ends up than one pass, from their KL [2, S], and both medians of the last quarter."""
+    last = kl[:, -max(1, kl.shape[1] // 4) :].median(1).values.clamp_min(FLOOR)
+    return float(last[0] / last[1]) if bool(kl.isfinite().all()) else math.nan, last
 
 
 def half(loaded: Loaded) -> Loaded:
@@ -67,7 +78,9 @@ def half(loaded: Loaded) -> Loaded:
 
 
 @torch.inference_mode()
-def divergences(fine: Loaded, coarse: Loaded, sequence: Sequence[int], cut: int) -> tuple[Tensor, float]:
+def divergences(
+    fine: Loaded, coarse: Loaded, sequence: Sequence[int], cut: int, fine_state: bool = False
+) -> tuple[Tensor, float]:
     """[2, S] KL to ``fine`` in nats at every position from ``cut`` on: of ``coarse`` stepping, and in one pass; and at
     what share of the steps fine and stepped coarse have the same top token.
     """
@@ -75,9 +88,10 @@ def divergences(fine: Loaded, coarse: Loaded, sequence: Sequence[int], cut: int)
     device = fine.model.head_weight.device
     ragged = Ragged(torch.tensor([len(sequence)], device=device))
     whole = coarse.model(torch.tensor(sequence, device=device), ragged)[cut:]
-    streams = (step_logits(model, [sequence], [cut], count) for model in (fine, coarse))
+    true_logits = step_logits(fine, [sequence], [cut], count)
+    stepped_logits = step_logits(coarse, [sequence], [cut], count, fine_state)
     kl, same = [], 0
-    for (true,), (stepped,), hidden in zip(*streams, whole, strict=True):
+    for (true,), (stepped,), hidden in zip(true_logits, stepped_logits, whole, strict=True):
         others = torch.stack((stepped, coarse.model.logits(hidden).float())).log_softmax(-1)
         p = true.log_softmax(-1)
         kl.append((p.exp() * (p - others)).sum(-1))
