@@ -107,7 +107,8 @@ class _Bench:
 
     @property
     def sizes(self) -> ItemSizes:
-        return ItemSizes(*[DTYPES[self.config.dtype].itemsize] * 4)
+        size = DTYPES[self.config.dtype].itemsize
+        return ItemSizes(size, size, max(size, 4), size)  # the engine keeps states in fp32
 
     @property
     def teacher(self) -> str | None:

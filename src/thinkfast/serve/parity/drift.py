@@ -58,9 +58,6 @@ def drift(loaded: Loaded, chains: Sequence[Greedy], steps: int) -> tuple[Check, 
         f"(mean {mean[0]:.2g} and {mean[1]:.2g}); "
         f"top token the same at {100 * same:.1f} % of the steps"
     )
-    if not ratio <= BOUND and loaded.spec.is_student:
-        fine, _ = divergences(loaded, coarse, text, HEAD, fine_state=True)
-        detail += f"; with the SSM state alone in fp32 {growth(fine)[0]:.2g} x"
     if count < steps:
         detail += f"; the model has {loaded.spec.max_positions} positions"
     return Check("bf16 drift", "state in fp32", ratio, BOUND, "x", detail), curve
@@ -78,9 +75,7 @@ def half(loaded: Loaded) -> Loaded:
 
 
 @torch.inference_mode()
-def divergences(
-    fine: Loaded, coarse: Loaded, sequence: Sequence[int], cut: int, fine_state: bool = False
-) -> tuple[Tensor, float]:
+def divergences(fine: Loaded, coarse: Loaded, sequence: Sequence[int], cut: int) -> tuple[Tensor, float]:
     """[2, S] KL to ``fine`` in nats at every position from ``cut`` on: of ``coarse`` stepping, and in one pass; and at
     what share of the steps fine and stepped coarse have the same top token.
     """
@@ -89,7 +84,7 @@ def divergences(
     ragged = Ragged(torch.tensor([len(sequence)], device=device))
     whole = coarse.model(torch.tensor(sequence, device=device), ragged)[cut:]
     true_logits = step_logits(fine, [sequence], [cut], count)
-    stepped_logits = step_logits(coarse, [sequence], [cut], count, fine_state)
+    stepped_logits = step_logits(coarse, [sequence], [cut], count)
     kl, same = [], 0
     for (true,), (stepped,), hidden in zip(true_logits, stepped_logits, whole, strict=True):
         others = torch.stack((stepped, coarse.model.logits(hidden).float())).log_softmax(-1)

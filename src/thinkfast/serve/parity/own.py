@@ -17,7 +17,6 @@ from thinkfast.engine.llm import LLM
 from thinkfast.engine.plan import make_plan
 from thinkfast.engine.request import Chain, Request, SamplingParams
 from thinkfast.models.loading import Loaded
-from thinkfast.models.mixers import SSMState
 from thinkfast.models.ragged import Ragged
 from thinkfast.serve.parity.conditioning import Gap, settle
 from thinkfast.serve.parity.report import Check
@@ -51,12 +50,9 @@ def prefill_against_step(loaded: Loaded, chains: Sequence[Greedy]) -> Check:
 
 @torch.inference_mode()
 def step_logits(
-    loaded: Loaded, sequences: Sequence[Sequence[int]], cuts: Sequence[int], steps: int, fine_state: bool = False
+    loaded: Loaded, sequences: Sequence[Sequence[int]], cuts: Sequence[int], steps: int
 ) -> Iterator[Tensor]:
-    """``steps`` times [n, V] in fp32: logits of the tokens after each sequence's first ``cut``, fed one at a time.
-
-    The states are the engine's; with ``fine_state`` those of Mamba layers are kept in fp32 instead.
-    """
+    """``steps`` times [n, V] in fp32: logits of the tokens after each sequence's first ``cut``, fed one at a time."""
     model, device = loaded.model, loaded.model.head_weight.device
     plan = make_plan(loaded.spec, len(cuts), max(cuts) + steps, model.head_weight.dtype.itemsize, None)
     cache = Cache(loaded.spec, plan.max_batch, plan.max_len, plan.pages, model.head_weight.dtype, device)
@@ -66,12 +62,8 @@ def step_logits(
     cache.fork([Fork(handle, 1, last=True) for handle in cache.store(list(cuts), states)])
     tokens = torch.tensor([s[cut : cut + steps] for s, cut in zip(sequences, cuts, strict=True)], device=device)
     positions = torch.tensor(list(cuts), device=device)
-    fine = [SSMState(s.conv.clone(), s.ssm.float()) if isinstance(s, SSMState) else None for s in states]
     for i in range(steps):
-        caches = cache.begin_step()
-        if fine_state:
-            caches = [mine or theirs for mine, theirs in zip(fine, caches, strict=True)]
-        yield model.logits(model.step(tokens[:, i], positions + i, caches)).float()
+        yield model.logits(model.step(tokens[:, i], positions + i, cache.begin_step())).float()
 
 
 @torch.inference_mode()
