@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 
 # Before torch, matplotlib or a hub client is imported by anybody.
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -36,3 +37,11 @@ def _seeds() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (libraries under test may still draw from the old global generator)
     torch.manual_seed(0)
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C even where the suite was started in the background: a shell then makes its jobs deaf to it, and
+    the processes that tests interrupt would inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
