@@ -8,7 +8,7 @@ reference; tests hold the two together.
 Legend: B rows, D model width, F feed-forward width, H heads, K key-value heads, G = H / K, P head dim, N state,
 C conv channels, W conv width, V vocabulary.
 
-Usage: ``step = FusedStep(model, max_rows, max_len) if fusible(model) else model.step``.
+Usage: ``step = FusedStep(model, max_len) if fusible(model) else model.step``.
 """
 
 from __future__ import annotations
