@@ -5,7 +5,6 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, cast
 
 import pytest
 import torch
@@ -266,17 +265,17 @@ def test_nan_in_one_rows_logits_ends_that_row_alone(kind: str) -> None:
     prompts = [prompt(5), prompt(70)]
     expected = tokens(llm.generate(prompts, params))
     runner, calls = llm._runner, itertools.count()
-    step = runner._fused
-    assert step is not None
+    runner.decode.native = None  # torch's step can be reached into
+    logits = llm.loaded.model.logits
 
-    def poisoned(*arguments: Any) -> torch.Tensor:
-        out = step(*arguments)
-        if next(calls) == 11:
+    def poisoned(hidden: torch.Tensor) -> torch.Tensor:
+        out = logits(hidden)
+        if next(calls) == 12:  # call 0 is the prefill's
             out[1, 5] = float("nan")
             out[4] = float("inf")
         return out
 
-    runner._fused = cast(Any, poisoned)
+    llm.loaded.model.logits = poisoned  # type: ignore[method-assign]
     found = llm.generate(prompts, params)
     assert [[c.finish for c in row] for row in found] == [["length", "error", "length"]] * 2
     for row, want in zip(found, expected, strict=True):

@@ -44,7 +44,7 @@ def _speeds(cells: Sequence[Mapping[str, Any]]) -> Table:
     for cell in cells:
         table.add_row(
             cell["system"],
-            cell["engine"],
+            f"{cell['engine']}{', torch' if cell['step'] == 'torch' else ''}",
             str(cell["batch"]),
             f"{cell['prompt_tokens']}{' shared' if cell['shared_prompt'] else ''}+{cell['new_tokens']}",
             f"{cell['tokens_per_second']:,.0f}",

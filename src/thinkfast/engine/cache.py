@@ -18,6 +18,7 @@ import torch
 
 from thinkfast.engine.attend import Shape
 from thinkfast.engine.kv import PagedKV
+from thinkfast.engine.native import LayerMemory, Spans
 from thinkfast.engine.pages import Moves, compact
 from thinkfast.engine.slots import SSMSlots
 from thinkfast.models.attention import KVState
@@ -179,6 +180,17 @@ class Cache:
             self._layers = [next(kv) if kind == "attention" else next(ssm) for kind in self.spec.layer_types]
             self._layers_rows = self.rows
         return self._layers
+
+    def begin_native(self) -> Spans | None:
+        """The same for the compiled step: where rows' contexts lie, None where no layer has any."""
+        return None if self._kv is None else self._kv.begin_native(self.rows)
+
+    @property
+    def memory(self) -> list[LayerMemory]:
+        """Each layer's tensors, for the compiled step."""
+        kv = iter(self._kv.memory if self._kv is not None else ())
+        ssm = iter(self._ssm.memory if self._ssm is not None else ())
+        return [next(kv) if kind == "attention" else next(ssm) for kind in self.spec.layer_types]
 
     @property
     def usage(self) -> Usage:

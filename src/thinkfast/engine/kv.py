@@ -18,6 +18,7 @@ from torch import Tensor
 
 from thinkfast.engine.attend import LayerAttention, Plan, Shape, StepState, Workspace, make_plan
 from thinkfast.engine.memory import pool
+from thinkfast.engine.native import LayerMemory, Spans, make_spans
 from thinkfast.engine.pages import Ints, Moves, PageTable
 from thinkfast.errors import CapacityError
 from thinkfast.models.attention import KVState
@@ -39,6 +40,7 @@ class PagedKV:
         self._filled = np.zeros(pages, dtype=np.int64)
         self._tail_len = np.zeros(max_rows, dtype=np.int64)
         self._dirty = True
+        self._spans: Spans | None = None
         kv, p, w = shape.kv_heads, shape.head_dim, shape.page
         self.k = pool((n_layers, pages, kv, p, w), shape.dtype, shape.device)
         self.v = pool((n_layers, pages, kv, w, p), shape.dtype, shape.device)
@@ -53,6 +55,11 @@ class PagedKV:
     def pages_used(self) -> int:
         """Pages that belong to a row or a prompt, tails not counted."""
         return self.own.used + self.shared.used
+
+    @property
+    def memory(self) -> list[LayerMemory]:
+        """Each layer's tensors."""
+        return [LayerMemory(layer) for layer in zip(self.k, self.v, self.tail_k, self.tail_v, strict=True)]
 
     def _plan(self, rows: int, tail: int) -> Plan:
         return make_plan(self.shape, tail, self.own, self.shared, self.prompt_of[:rows], self._filled)
@@ -146,12 +153,7 @@ class PagedKV:
 
     def begin_step(self, rows: int) -> None:
         """Make room for one token in each of ``rows`` rows and point the layers at it."""
-        full = np.flatnonzero(self._tail_len[:rows] == self.shape.page)
-        if len(full):
-            pages, tails = self._index(self._append(self.own, full)), self._index(full)
-            self.k[:, pages], self.v[:, pages] = self.tail_k[:, tails].transpose(-1, -2), self.tail_v[:, tails]
-            self._tail_len[full] = 0
-            self._bias[tails] = float("-inf")
+        self._turn_pages(rows)
         step = self.step
         # Read as much of the tails as the longest has filled, rounded up so that the plan lasts some steps.
         tail = (int(self._tail_len[:rows].max(initial=0)) // _ROUND + 1) * _ROUND
@@ -166,3 +168,22 @@ class PagedKV:
         row = np.arange(rows)[:, None] * (self.shape.kv_heads * self.shape.page)
         step.append = self._index((row + head + self._tail_len[:rows, None]).reshape(-1))
         self._tail_len[:rows] += 1
+
+    def begin_native(self, rows: int) -> Spans:
+        """The same for the compiled step, which is told where each row's context lies."""
+        self._turn_pages(rows)
+        if self._dirty or self._spans is None:
+            self._spans = make_spans(self.own, self.shared, self.prompt_of[:rows], self._filled, self.shape.page)
+            self._dirty = False
+        self._spans.tail_len.numpy()[:] = self._tail_len[:rows]
+        self._tail_len[:rows] += 1
+        return self._spans
+
+    def _turn_pages(self, rows: int) -> None:
+        """Move full tails to pages."""
+        full = np.flatnonzero(self._tail_len[:rows] == self.shape.page)
+        if len(full):
+            pages, tails = self._index(self._append(self.own, full)), self._index(full)
+            self.k[:, pages], self.v[:, pages] = self.tail_k[:, tails].transpose(-1, -2), self.tail_v[:, tails]
+            self._tail_len[full] = 0
+            self._bias[tails] = float("-inf")

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from thinkfast.engine.cache import PAGE
-from thinkfast.engine.plan import PREFILL_TOKENS, available_memory, make_plan
+from thinkfast.engine.plan import PREFILL_TOKENS
 from thinkfast.engine.request import Chain, Request, SamplingParams
-from thinkfast.engine.runner import Runner
+from thinkfast.engine.runner import Runner, plan_for
 from thinkfast.engine.scheduler import Limits, Scheduler
 from thinkfast.engine.session import Codec, Session, Stats
 from thinkfast.engine.stops import stop_table
@@ -46,9 +46,7 @@ class LLM:
     ) -> None:
         loaded = model if isinstance(model, Loaded) else load_model(model, dtype, device)
         self.loaded, self.spec, self.tokenizer = loaded, loaded.spec, loaded.tokenizer
-        weight = loaded.model.head_weight
-        available = available_memory(weight.device)
-        self.plan = make_plan(loaded.spec, max_batch, max_len, weight.dtype.itemsize, available)
+        self.plan = plan_for(loaded.model, max_batch, max_len)
         self.stats = Stats()
         self._runner = Runner(loaded.model, self.plan, self.tokenizer.eos_ids)
         self._limits = Limits(max_batch, self.plan.max_len, self.plan.admissible_pages, PAGE, PREFILL_TOKENS)
@@ -114,6 +112,11 @@ class LLM:
         """
         if (session := self._session) is not None:
             session.cancel(request_id)
+
+    @property
+    def step_path(self) -> str:
+        """What runs a decode step: "compiled" (kernels.cpu) or "torch"."""
+        return "torch" if self._runner.decode.native is None else "compiled"
 
     def _check(self, request: Request) -> Request:
         size = self.spec.vocab_size

@@ -29,6 +29,7 @@ class MemoryPlan:
     kv_bytes: int
     state_bytes: int
     work_bytes: int
+    packed_bytes: int
     available_bytes: int | None
 
     @property
@@ -39,7 +40,7 @@ class MemoryPlan:
     @property
     def needed_bytes(self) -> int:
         """What the engine adds to the weights, which are loaded already."""
-        return self.kv_bytes + self.state_bytes + self.work_bytes
+        return self.kv_bytes + self.state_bytes + self.work_bytes + self.packed_bytes
 
     def __str__(self) -> str:
         parts = (
@@ -47,6 +48,7 @@ class MemoryPlan:
             (f"KV, {self.pages} pages of {PAGE} tokens", self.kv_bytes),
             ("SSM states", self.state_bytes),
             ("workspace", self.work_bytes),
+            ("packed weights", self.packed_bytes),
             ("needed beside the weights", self.needed_bytes),
             ("available", self.available_bytes),
         )
@@ -58,8 +60,11 @@ def _mib(size: int | None) -> str:
     return "unknown" if size is None else f"{size / 2**20:,.1f} MiB"
 
 
-def make_plan(spec: ModelSpec, max_batch: int, max_len: int | None, itemsize: int, available: int | None) -> MemoryPlan:
-    """The plan for ``max_batch`` rows of ``max_len`` tokens (None: the model's own limit).
+def make_plan(
+    spec: ModelSpec, max_batch: int, max_len: int | None, itemsize: int, available: int | None, packed: int = 0
+) -> MemoryPlan:
+    """The plan for ``max_batch`` rows of ``max_len`` tokens (None: the model's own limit), with ``packed`` bytes for a
+    second copy of the weights that the compiled step reads.
 
     Errors: InputError where a size is out of range; CapacityError, with the largest batch that fits, where the plan
     needs more than ``available`` bytes.
@@ -74,17 +79,17 @@ def make_plan(spec: ModelSpec, max_batch: int, max_len: int | None, itemsize: in
             f"max_len is {length}, and the model was made for {spec.max_positions} positions",
             remedy=f"pass max_len={spec.max_positions} or less",
         )
-    plan = _plan(spec, max_batch, length, itemsize, available)
+    plan = _plan(spec, max_batch, length, itemsize, available, packed)
     if available is not None and plan.needed_bytes > available:
         fits = max_batch
-        while fits and _plan(spec, fits, length, itemsize, available).needed_bytes > available:
+        while fits and _plan(spec, fits, length, itemsize, available, packed).needed_bytes > available:
             fits -= max(1, fits // 16)
         remedy = f"pass max_batch={fits} or a smaller max_len" if fits else "pass a smaller max_len, or free memory"
         raise CapacityError(f"the engine does not fit in memory: {plan}", remedy=remedy)
     return plan
 
 
-def _plan(spec: ModelSpec, rows: int, length: int, itemsize: int, available: int | None) -> MemoryPlan:
+def _plan(spec: ModelSpec, rows: int, length: int, itemsize: int, available: int | None, packed: int) -> MemoryPlan:
     pages = rows * -(-length // PAGE) + PREFILL_TOKENS // PAGE + -(-length // PAGE) + rows if spec.n_attention else 0
     tails = rows * PAGE
     kv = (pages * PAGE + tails) * spec.kv_bytes_per_token(itemsize)
@@ -94,7 +99,7 @@ def _plan(spec: ModelSpec, rows: int, length: int, itemsize: int, available: int
     work = units + PREFILL_TOKENS * wide * 4 * itemsize + rows * (spec.vocab_size * 4 * 4 + length * 12)
     # Twice: a prompt's state waits beside the rows that are forked from it. In fp32 whatever the weights are in.
     state = 2 * rows * spec.state_bytes(max(itemsize, 4))
-    return MemoryPlan(rows, length, pages, spec.n_params * itemsize, kv, state, work, available)
+    return MemoryPlan(rows, length, pages, spec.n_params * itemsize, kv, state, work, packed, available)
 
 
 def available_memory(device: torch.device) -> int | None:

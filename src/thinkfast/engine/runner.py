@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thinkfast.engine.cache import Cache, Fork, PromptHandle, Usage
-from thinkfast.engine.fused import FusedStep, fusible
+from thinkfast.engine.cache import PAGE, Cache, Fork, PromptHandle, Usage
+from thinkfast.engine.native import NativeStep, native_draw, native_library
 from thinkfast.engine.pages import Ints, Moves
-from thinkfast.engine.plan import MemoryPlan
+from thinkfast.engine.plan import MemoryPlan, available_memory, make_plan
 from thinkfast.engine.rows import Rows, RowStart, Said
-from thinkfast.engine.sampler import draw, mix_of
+from thinkfast.engine.sampler import Draw, Mix, RowParams, draw, mix_of
 from thinkfast.models.decoder import Decoder
 from thinkfast.models.ragged import Ragged
 
@@ -33,6 +33,45 @@ class Start:
     prompt: PromptHandle
     rows: tuple[RowStart, ...]
     last: bool
+
+
+def plan_for(model: Decoder, max_batch: int, max_len: int | None) -> MemoryPlan:
+    """The plan for ``model`` where it lies, with room for packed weights where a compiled step can use them.
+
+    Errors: as plan.make_plan.
+    """
+    weight = model.head_weight
+    available, packed = available_memory(weight.device), 4 * model.spec.n_params
+    # Packed weights serve speed alone: memory that is short belongs to the batch.
+    if available is not None and 2 * packed > available:
+        packed = 0
+    if native_library(model.spec, PAGE, weight.dtype, weight.device) is None:
+        packed = 0
+    return make_plan(model.spec, max_batch, max_len, weight.dtype.itemsize, available, packed)
+
+
+class DecodeStep:
+    """One token a row through ``model`` over ``cache``: compiled where the plan has room for it, else by torch."""
+
+    def __init__(self, model: Decoder, cache: Cache, plan: MemoryPlan) -> None:
+        self.model, self.cache = model, cache
+        weight = model.head_weight
+        library = native_library(model.spec, PAGE, weight.dtype, weight.device) if plan.packed_bytes else None
+        self.native: NativeStep | None = None
+        if library is not None:
+            self.native = NativeStep(library, model, cache.memory, plan.max_len, plan.max_batch)
+
+    def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """tokens [B], positions [B] to logits [B, V], valid until the next call."""
+        if self.native is not None:
+            return self.native(tokens, positions, self.cache.begin_native())
+        return self.model.logits(self.model.step(tokens, positions, self.cache.begin_step()))
+
+    def draw(self, logits: Tensor, params: RowParams, mix: Mix) -> Draw:
+        """sampler.draw from the step's logits."""
+        if self.native is not None and mix.truncated is None:
+            return native_draw(self.native.library, logits, params)
+        return draw(logits, params, mix)
 
 
 class Runner:
@@ -47,7 +86,7 @@ class Runner:
         eos[sorted(eos_ids)] = True
         self.rows = Rows(plan.max_batch, plan.max_len, eos)
         self._logits: dict[int, Tensor] = {}
-        self._fused = FusedStep(model, plan.max_len) if fusible(model) else None
+        self.decode = DecodeStep(model, self.cache, plan)
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[PromptHandle]:
@@ -80,12 +119,8 @@ class Runner:
     def step(self) -> Ints:
         """One token for every row; returns the rows' codes, the only thing that travels to the host."""
         rows = self.rows
-        caches = self.cache.begin_step()
-        if self._fused is not None:
-            logits = self._fused(rows.tokens, rows.positions, caches)
-        else:
-            logits = self.model.logits(self.model.step(rows.tokens, rows.positions, caches))
-        drawn = draw(logits, rows.params(0, rows.count), rows.mix())
+        logits = self.decode(rows.tokens, rows.positions)
+        drawn = self.decode.draw(logits, rows.params(0, rows.count), rows.mix())
         return _host(rows.accept(0, rows.count, drawn))
 
     @torch.inference_mode()

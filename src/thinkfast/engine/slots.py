@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from thinkfast.engine.memory import pool
+from thinkfast.engine.native import LayerMemory
 from thinkfast.models.mixers import SSMState
 from thinkfast.models.precision import wide
 from thinkfast.models.spec import ModelSpec
@@ -66,6 +67,11 @@ class SSMSlots:
     def move(self, src: Tensor, dst: Tensor) -> None:
         """Copy row src[i] to row dst[i]."""
         self._conv[:, dst], self._ssm[:, dst] = self._conv[:, src], self._ssm[:, src]
+
+    @property
+    def memory(self) -> list[LayerMemory]:
+        """Each layer's tensors, the state as it lies."""
+        return [LayerMemory((conv, ssm.transpose(-1, -2))) for conv, ssm in zip(self._conv, self._ssm, strict=True)]
 
     def views(self, rows: int) -> list[SSMView]:
         """Each layer's states of the first ``rows`` rows."""

@@ -182,6 +182,7 @@ class _Bench:
             "decode_seconds": statistics.median(run.decode_seconds for run in entry.runs),
             "first_token_seconds": entry.first_token,
             "peak_bytes": entry.memory,
+            "step": entry.contestant.llm.step_path if isinstance(entry.contestant, Ours) else None,
             "plan_bytes": entry.contestant.plan_bytes if isinstance(entry.contestant, Ours) else None,
             "runs": [asdict(run) for run in entry.runs],
         }

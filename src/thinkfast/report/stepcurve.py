@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-from thinkfast.engine.plan import PREFILL_TOKENS, available_memory, make_plan
+from thinkfast.engine.plan import PREFILL_TOKENS
 from thinkfast.engine.request import SamplingParams
 from thinkfast.engine.rows import RowStart
-from thinkfast.engine.runner import Runner, Start
+from thinkfast.engine.runner import Runner, Start, plan_for
 from thinkfast.models.loading import Loaded
 from thinkfast.report.breakeven import Curve, Floats
 
@@ -41,9 +41,7 @@ def step_curves(
 
 
 def _runner(loaded: Loaded, batch: int, longest: int) -> Runner:
-    weight = loaded.model.head_weight
-    plan = make_plan(loaded.spec, batch, longest, weight.dtype.itemsize, available_memory(weight.device))
-    return Runner(loaded.model, plan, loaded.tokenizer.eos_ids)
+    return Runner(loaded.model, plan_for(loaded.model, batch, longest), loaded.tokenizer.eos_ids)
 
 
 def _steps(runner: Runner, batch: int, longest: int) -> Floats:

@@ -64,6 +64,7 @@ def test_a_wrong_step_breaks_prefill_against_step(make: Any, monkeypatch: pytest
         self.dt_bias.data.div_(2)
         return out
 
+    monkeypatch.setenv("THINKFAST_NATIVE", "0")  # the compiled step does not call it
     monkeypatch.setattr(Mamba, "step", twice_the_bias)
     assert own.prefill_against_step(loaded, chains).status == "broken"
     assert own.one_against_ragged(loaded, chains).status == "passed"

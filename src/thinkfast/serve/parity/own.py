@@ -14,8 +14,8 @@ from torch import Tensor
 
 from thinkfast.engine.cache import Cache, Fork
 from thinkfast.engine.llm import LLM
-from thinkfast.engine.plan import make_plan
 from thinkfast.engine.request import Chain, Request, SamplingParams
+from thinkfast.engine.runner import DecodeStep, plan_for
 from thinkfast.models.loading import Loaded
 from thinkfast.models.ragged import Ragged
 from thinkfast.serve.parity.conditioning import Gap, settle
@@ -54,7 +54,7 @@ def step_logits(
 ) -> Iterator[Tensor]:
     """``steps`` times [n, V] in fp32: logits of the tokens after each sequence's first ``cut``, fed one at a time."""
     model, device = loaded.model, loaded.model.head_weight.device
-    plan = make_plan(loaded.spec, len(cuts), max(cuts) + steps, model.head_weight.dtype.itemsize, None)
+    plan = plan_for(model, len(cuts), max(cuts) + steps)
     cache = Cache(loaded.spec, plan.max_batch, plan.max_len, plan.pages, model.head_weight.dtype, device)
     ragged = Ragged(torch.tensor(list(cuts), device=device))
     heads = [t for s, cut in zip(sequences, cuts, strict=True) for t in s[:cut]]
@@ -62,8 +62,9 @@ def step_logits(
     cache.fork([Fork(handle, 1, last=True) for handle in cache.store(list(cuts), states)])
     tokens = torch.tensor([s[cut : cut + steps] for s, cut in zip(sequences, cuts, strict=True)], device=device)
     positions = torch.tensor(list(cuts), device=device)
+    step = DecodeStep(model, cache, plan)
     for i in range(steps):
-        yield model.logits(model.step(tokens[:, i], positions + i, cache.begin_step())).float()
+        yield step(tokens[:, i].contiguous(), positions + i).float().clone()
 
 
 @torch.inference_mode()

@@ -1,0 +1,1 @@
+"""Fast paths, each beside its torch reference and chosen at run time."""

@@ -1,0 +1,1 @@
+"""The decode step's arithmetic in C, for machines that have a C compiler."""
