@@ -33,6 +33,7 @@ class Row:
     answer. correct: None where not known. finish: why it ended, as in `engine.request`. logprob: sum over its tokens,
     None where not finite. seconds: from the start of that system's run until the chain was finished *and* checked,
     with prefill and queueing, without model loading. certainty: as in `engine.request`, None where not known.
+    score: what a reward model or verifier made of it, None without one.
     """
 
     system: str
@@ -47,6 +48,7 @@ class Row:
     logprob: float | None
     seconds: float
     certainty: float | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "logprob": (float, int, type(None)),
     "seconds": (float, int),
     "certainty": (float, int, type(None)),
+    "score": (float, int, type(None)),
 }
 
 
