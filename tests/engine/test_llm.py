@@ -427,3 +427,66 @@ def test_every_kind_has_a_plan_that_prints(kind: str) -> None:
     assert "8 rows of up to 400 tokens" in text
     assert (llm.plan.kv_bytes > 0) == (SPECS[kind].n_attention > 0)
     assert (llm.plan.state_bytes > 0) == SPECS[kind].is_student
+
+
+def test_an_iterator_may_have_nothing_yet() -> None:
+    """What to begin next depends on what has finished: one request at a time, each asked for after the one before."""
+    llm = engine("hybrid")
+    done: list[str] = []
+    asked: list[int] = []
+
+    def requests() -> Iterator[Request | None]:
+        for i in range(3):
+            asked.append(len(done))
+            yield Request(str(i), tuple(prompt(4)), SamplingParams(max_tokens=3 + i, ignore_eos=True))
+            while len(done) <= i:
+                assert llm.running in (0, 1)
+                yield None
+
+    for chain in llm.stream(requests()):
+        done.append(chain.request)
+    assert (done, asked) == (["0", "1", "2"], [0, 1, 2])
+    assert llm._runner.usage == EMPTY
+    idle = llm.stream(iter(lambda: None, 0), seconds=0.05)
+    assert list(idle) == []  # nothing, ever: the deadline ends it
+
+
+def test_fair_streams_deal_rows_in_turns_and_draw_the_same_samples(kind: str) -> None:
+    llm = engine(kind, max_batch=4)
+    params = SamplingParams(n=5, max_tokens=12, seed=3, ignore_eos=True)
+    requests = [Request(str(i), tuple(prompt(5, i)), params) for i in range(3)]
+    by_turns = list(llm.stream(requests, fair=True))
+    first_four = sorted((c.request, c.index) for c in by_turns[:4])
+    assert first_four == [("0", 0), ("0", 1), ("1", 0), ("2", 0)]
+    in_order = list(llm.stream(requests))
+    assert {(c.request, c.index): c.tokens for c in by_turns} == {(c.request, c.index): c.tokens for c in in_order}
+    assert llm._runner.usage == EMPTY
+
+
+def test_one_sample_can_be_cancelled(kind: str) -> None:
+    llm = engine(kind)
+    params = SamplingParams(n=4, max_tokens=30, ignore_eos=True)
+    stream = llm.stream([Request("a", tuple(prompt(6)), params), Request("b", tuple(prompt(6)), params)])
+    short = Request("c", tuple(prompt(3)), SamplingParams(max_tokens=2, ignore_eos=True))
+    stream.close()
+    chains = []
+    for chain in llm.stream([short, Request("a", tuple(prompt(6)), params)]):
+        chains.append(chain)
+        if chain.request == "c":
+            llm.cancel("a", 2)
+            llm.cancel("a", 77)
+            llm.cancel("nobody", 0)
+    ends = {(c.request, c.index): c.finish for c in chains}
+    assert ends == {("c", 0): "length", ("a", 2): "cancelled", **{("a", i): "length" for i in (0, 1, 3)}}
+    assert llm._runner.usage == EMPTY
+
+
+def test_certainty_is_the_divergence_from_knowing_nothing(kind: str) -> None:
+    llm = engine(kind)
+    (chains,) = llm.generate([prompt(9)], with_params(SAMPLED, n=3, max_tokens=20))
+    for chain in chains:
+        reference = reference_logprobs(llm.loaded.model, prompt(9), chain.tokens).double()
+        size = reference.shape[-1]
+        by_the_book = (1 / size * (-math.log(size) - reference)).sum(-1).mean()
+        assert chain.certainty == pytest.approx(float(by_the_book), abs=1e-4)
+        assert chain.certainty > 0

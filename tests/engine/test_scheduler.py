@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -116,3 +117,49 @@ def test_every_sample_enters_once_in_order_and_nothing_is_left_over(queue: list[
     assert list(dict.fromkeys(name for name, _ in entered)) == order
     for r in queue:
         assert [i for name, i in entered if name == r.id] == list(range(counts[r.id]))
+
+
+def test_in_turns_every_request_has_a_sample_before_any_has_two() -> None:
+    scheduler = Scheduler(LIMITS, fair=True)
+    for name, n in (("a", 9), ("b", 9), ("c", 1)):
+        scheduler.submit(request(name, n=n, prompt=4, new=6))
+    entered = {a.request.id: (a.first, a.count, a.new, a.last) for a in scheduler.admit()}
+    assert entered == {"a": (0, 4, True, False), "b": (0, 3, True, False), "c": (0, 1, True, True)}
+    scheduler.finished("c")
+    (next_one,) = scheduler.admit()
+    assert (next_one.request.id, next_one.first, next_one.count, next_one.new) == ("b", 3, 1, False)
+    scheduler.cancel("a")
+    for _ in range(4):
+        scheduler.finished("a")
+    (rest,) = scheduler.admit()
+    assert (rest.request.id, rest.first, rest.count, rest.last) == ("b", 4, 4, False)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.integers(1, 40), st.integers(1, 50)), min_size=1, max_size=30),
+    st.randoms(use_true_random=False),
+)
+def test_in_turns_nothing_is_lost_and_nothing_gets_stuck(sizes: list[tuple[int, int, int]], rng: Any) -> None:
+    """Many prompts kept open at once must never leave an empty engine without room for one row."""
+    scheduler = Scheduler(LIMITS, fair=True)
+    ahead = [request(str(i), n, prompt, new) for i, (n, prompt, new) in enumerate(sizes)]
+    wanted = Counter({r.id: r.params.n for r in ahead})
+    entered: Counter[str] = Counter()
+    running: list[str] = []
+    while ahead or scheduler.waiting or running:
+        while ahead and scheduler.wants_more:
+            scheduler.submit(ahead.pop(0))
+        admissions = scheduler.admit()
+        assert scheduler.pages_reserved <= LIMITS.pages
+        for a in admissions:
+            assert a.first == entered[a.request.id]
+            assert a.new == (a.first == 0)
+            entered[a.request.id] += a.count
+            running += [a.request.id] * a.count
+        assert len(running) == scheduler.running <= LIMITS.max_batch
+        assert running
+        rng.shuffle(running)
+        for _ in range(rng.randint(1, len(running))):
+            scheduler.finished(running.pop())
+    assert entered == wanted
+    assert scheduler.pages_reserved == 0

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from thinkfast.errors import InputError
-from thinkfast.judge.vote import majority
+from thinkfast.judge.vote import cast_votes, majority
+from thinkfast.judge.voters import VOTERS, Voter
 from thinkfast.report.chains import Chains
-from thinkfast.report.curves import coverage_by_second, coverage_curve, majority_by_second, majority_curve
+from thinkfast.report.curves import (
+    coverage_by_second,
+    coverage_curve,
+    majority_by_second,
+    majority_curve,
+    vote_by_second,
+)
 
 Row = tuple[str, str | None, float]
 rows = st.lists(
@@ -31,6 +40,22 @@ def test_curves_are_votes_over_the_finished(chain_rows: list[Row]) -> None:
             keys = [k for _, _, k in done]
             assert coverage[p, g] == ("1" in keys)
             assert votes[p, g] == (majority(keys).key == "1")
+
+
+@pytest.mark.parametrize("voter", VOTERS.values(), ids=lambda voter: voter.name)
+@given(rows, st.randoms(use_true_random=False))
+def test_any_voters_curve_is_its_vote_over_the_finished(voter: Voter, chain_rows: list[Row], rng: Random) -> None:
+    problem, key, seconds = ([row[i] for row in chain_rows] for i in range(3))
+    scores = [rng.choice([0.1, 0.4, 0.8]) for _ in chain_rows]
+    values = dict.fromkeys(("score", "certainty", "logprob"), scores)
+    chains = Chains.build(problem, key, [k == "1" for k in key], seconds, names=list("pqr"), values=values)
+    grid = np.array([0.0, 0.5, 1.2, 9.0])
+    found = vote_by_second(chains, grid, voter)
+    for p, name in enumerate("pqr"):
+        for g, t in enumerate(grid):
+            done = sorted((s, i, k) for i, (q, k, s) in enumerate(chain_rows) if q == name and s <= t)
+            vote = cast_votes([k for _, _, k in done], [scores[i] for _, i, _ in done], voter=voter)
+            assert found[p, g] == (vote.key == "1")
 
 
 def simple() -> Chains:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from thinkfast.errors import InputError
-from thinkfast.report.intervals import bootstrap, bootstrap_columns, paired, wilson
+from thinkfast.report.intervals import bootstrap, bootstrap_columns, paired, sign_test, wilson
 
 QUICK, LONG = 400, 2000
 SIMULATIONS = [pytest.param(QUICK, id="quick"), pytest.param(LONG, id="long", marks=pytest.mark.slow)]
@@ -96,6 +96,23 @@ def test_the_p_value_needs_pairing() -> None:
     assert back.p_value < 0.01
 
 
+def test_the_sign_test_is_the_binomial_by_the_book() -> None:
+    a, b = np.array([1, 1, 1, 1, 1, 0, 1, 0.0]), np.array([0, 0, 0, 0, 0, 1, 1, 0.0])
+    assert sign_test(a, b) == pytest.approx(2 * (1 + 6) / 2**6)
+    assert sign_test(b, a) == sign_test(a, b)
+    assert sign_test(a, a) == 1.0
+    assert sign_test(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == 1.0
+
+
+def test_the_sign_test_errs_no_more_often_than_it_says() -> None:
+    rng = np.random.default_rng(15)
+    p_values = []
+    for _ in range(QUICK):
+        hard = rng.beta(1, 1, 60)
+        p_values.append(sign_test(*((rng.random(60) < hard).astype(float) for _ in range(2))))
+    assert np.mean(np.array(p_values) < 0.05) < 0.05 + 0.02
+
+
 def test_no_difference_at_all() -> None:
     same = paired(np.ones(5), np.ones(5))
     assert (same.value, same.low, same.high, same.p_value) == (0.0, 0.0, 0.0, 1.0)
@@ -150,6 +167,8 @@ def test_wilson_known_values() -> None:
         lambda: paired(np.ones(2), np.ones(3)),
         lambda: paired(np.ones(1), np.ones(1)),
         lambda: paired(np.array([1.0, np.nan]), np.ones(2)),
+        lambda: sign_test(np.ones(2), np.ones(3)),
+        lambda: sign_test(np.array([]), np.array([])),
     ],
 )
 def test_bad_input_is_refused(call: Callable[[], object]) -> None:

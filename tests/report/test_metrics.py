@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,16 +12,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinkfast.errors import InputError
-from thinkfast.judge.vote import majority
-from thinkfast.report.metrics import Chains, coverage_at_k, maj_at_k, majority_at_k, pass_at_k
+from thinkfast.judge.vote import cast_votes
+from thinkfast.judge.voters import MAJORITY, VOTERS, Best, Voter
+from thinkfast.report.metrics import (
+    Chains,
+    coverage_at_k,
+    maj_at_k,
+    majority_at_k,
+    pass_at_k,
+    vote_at_k,
+    voter_at_k,
+)
 
 samples = st.lists(st.sampled_from(["1", "2", "3", None]), min_size=1, max_size=7)
 
 
-def brute_force_majority(keys: list[str | None], gold: str, k: int, weights: list[float] | None = None) -> float:
-    """By definition, through the voter itself: the mean over all subsets."""
+def brute_force(keys: list[str | None], k: int, voter: Voter = MAJORITY, values: list[float] | None = None) -> float:
+    """By definition, through the vote itself: the mean over all subsets of "1 wins"."""
     wins = [
-        majority([keys[i] for i in subset], None if weights is None else [weights[i] for i in subset]).key == gold
+        cast_votes([keys[i] for i in subset], values and [values[i] for i in subset], voter=voter).key == "1"
         for subset in itertools.combinations(range(len(keys)), k)
     ]
     return sum(wins) / len(wins)
@@ -53,16 +63,43 @@ def test_pass_at_k_is_unbiased_where_the_naive_estimate_is_not() -> None:
 @given(samples, st.data())
 def test_maj_at_k_is_the_voter_over_all_subsets(keys: list[str | None], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(keys)))
-    assert maj_at_k(*arrays(keys), k) == pytest.approx(brute_force_majority(keys, "1", k))
+    assert maj_at_k(*arrays(keys), k) == pytest.approx(brute_force(keys, k))
 
 
+@pytest.mark.parametrize("voter", [voter for voter in VOTERS.values() if voter.reads], ids=lambda voter: voter.name)
 @given(samples, st.data())
-def test_weighted_maj_at_k_is_the_weighted_voter_over_all_subsets(keys: list[str | None], data: st.DataObject) -> None:
+def test_every_voters_at_k_is_its_vote_over_all_subsets(
+    voter: Voter, keys: list[str | None], data: st.DataObject
+) -> None:
     k = data.draw(st.integers(1, len(keys)))
-    n = len(keys)
-    weights = data.draw(st.lists(st.sampled_from([0.5, 1.0, 2.0, 4.0]), min_size=n, max_size=n))
-    found = maj_at_k(*arrays(keys), k, weights=np.array(weights))
-    assert found == pytest.approx(brute_force_majority(keys, "1", k, weights))
+    values = data.draw(st.lists(st.sampled_from([0.5, 1.0, 2.0, 4.0]), min_size=len(keys), max_size=len(keys)))
+    found = vote_at_k(*arrays(keys), k, voter=voter, values=np.array(values))
+    assert found == pytest.approx(brute_force(keys, k, voter, values))
+
+
+def test_best_of_n_at_k_has_a_closed_form() -> None:
+    """The sample of rank r of N is the best of a random k with probability C(N - r, k - 1) / C(N, k)."""
+    rng = np.random.default_rng(6)
+    n, k = 12, 5
+    right, values = rng.random(n) < 0.4, rng.random(n)
+    ranked = right[np.argsort(-values)]
+    truth = sum(math.comb(n - 1 - r, k - 1) * bool(ranked[r]) for r in range(n - k + 1)) / math.comb(n, k)
+    keys = np.where(right, 0, np.arange(1, n + 1))
+    assert vote_at_k(keys, right, k, voter=Best(), values=values) == pytest.approx(truth)
+
+
+def test_a_log_without_scores_is_refused_by_a_voter_that_reads_them() -> None:
+    columns: tuple[Any, ...] = (["a"] * 3, ["1", "2", "2"], [True, False, False], [0.3, 0.1, 0.2])
+    with pytest.raises(InputError, match="100% of the chains have no finite 'score'"):
+        voter_at_k(Chains.build(*columns), 2, VOTERS["weighted"])
+    with pytest.raises(InputError, match="33% of the chains"):
+        voter_at_k(Chains.build(*columns, values={"score": [1.0, None, 0.5]}), 2, VOTERS["weighted"])
+    with pytest.raises(InputError, match="reads 'score'"):
+        vote_at_k(np.array([1]), np.array([True]), 1, voter=Best())
+    scored = Chains.build(*columns, values={"score": [0.9, 0.1, 0.2]})
+    assert scored.values["score"].tolist() == [0.1, 0.2, 0.9]  # in the order of finishing, as all else
+    assert voter_at_k(scored, 3, VOTERS["weighted"]).tolist() == [1.0]
+    assert voter_at_k(scored, 3, MAJORITY).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("k", [1, 5, 8, 15])

@@ -76,10 +76,15 @@ class LLM:
                 on_chain(chain)
         return [sorted(found, key=lambda chain: chain.index) for found in chains]
 
-    def stream(self, requests: Iterable[Request], seconds: float | None = None) -> Iterator[Chain]:
+    def stream(
+        self, requests: Iterable[Request | None], seconds: float | None = None, *, fair: bool = False
+    ) -> Iterator[Chain]:
         """Chains in the order in which they finish; requests are drawn from the iterable as room appears.
 
-        The clock starts now, not at the first ``next``. Closing the iterator frees everything that still runs.
+        A None in the place of a request says "nothing yet": the engine makes a step and asks again, so that what to
+        begin may depend on what has finished. ``fair``: free rows go to the request that has begun the fewest samples,
+        not to the one that came first. The clock starts now, not at the first ``next``. Closing the iterator frees
+        everything that still runs.
 
         Errors: as ``generate``; also InputError where another stream of this LLM is still open.
         """
@@ -89,29 +94,44 @@ class LLM:
         if isinstance(requests, Sequence):
             checker = Scheduler(self._limits)
             for request in requests:
-                self._check(request)
-                checker.submit(request)
+                if request is not None:
+                    self._check(request)
+                    checker.submit(request)
         deadline = math.inf if seconds is None else started + seconds
-        return self._stream(iter(requests), started, deadline)
+        return self._stream(iter(requests), started, deadline, fair)
 
-    def _stream(self, requests: Iterator[Request], started: float, deadline: float) -> Iterator[Chain]:
+    def _stream(
+        self, requests: Iterator[Request | None], started: float, deadline: float, fair: bool
+    ) -> Iterator[Chain]:
         if self._session is not None:
             raise InputError(
                 "this LLM already has an open stream", remedy="finish or close it first, or make another LLM"
             )
         codec = Codec(self._decode, self.tokenizer.eos_ids, self._stop)
-        self._session = Session(self._runner, codec, self._limits, self.stats, started, deadline)
+        self._session = Session(self._runner, codec, self._limits, self.stats, started, deadline, fair)
         try:
-            yield from self._session.run(self._check(request) for request in requests)
+            yield from self._session.run(None if request is None else self._check(request) for request in requests)
         finally:
             self._session = None
 
-    def cancel(self, request_id: str) -> None:
-        """End a request of the open stream before its next step: running chains come back with finish "cancelled",
-        samples that never started are missing. Unknown ids are ignored. May be called from another thread.
+    @property
+    def running(self) -> int:
+        """Rows of the open stream that are in flight; 0 without one."""
+        return 0 if self._session is None else self._session.running
+
+    @property
+    def room(self) -> int:
+        """Rows of the open stream that neither run nor are spoken for; all of them without one."""
+        return self._limits.max_batch if self._session is None else self._session.room
+
+    def cancel(self, request_id: str, index: int | None = None) -> None:
+        """End a request of the open stream, or only its sample ``index``, before the next step.
+
+        Running chains come back with finish "cancelled", samples that never started are missing. Unknown ids, and a
+        sample that does not run, are ignored. May be called from another thread.
         """
         if (session := self._session) is not None:
-            session.cancel(request_id)
+            session.cancel(request_id, index)
 
     @property
     def step_path(self) -> str:

@@ -88,7 +88,8 @@ class Chain:
     tokens: as sampled, the end-of-sequence token included. text: decoded, without special tokens and cut before a
     stop string. logprob: sum over the tokens, under the model at temperature 1. finish: "stop" (end of sequence or a
     stop string), "length", "deadline", "cancelled", or "error" (the model's logits were not finite). seconds: since
-    the run began, prefill and queueing included.
+    the run began, prefill and queueing included. certainty: mean over the tokens of KL(uniform, model) in nats, how far
+    the model was from knowing nothing (arXiv 2502.18581); None where the runner does not keep it.
     """
 
     request: str
@@ -100,3 +101,4 @@ class Chain:
     finish: Finish
     seconds: float
     prompt_tokens: int
+    certainty: float | None = None

@@ -47,14 +47,15 @@ class RowStart:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a row has generated."""
+    """What a row has generated. certainty: mean over its tokens, see Draw; None where the runner does not keep it."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
+    certainty: float | None = None
 
 
 _TOKEN, _POSITION, _DRAWN, _LIMIT, _KEY, _TOP_K, _STOP = range(7)
-_INVERSE_TEMPERATURE, _TOP_P, _MIN_P = range(3)
+_INVERSE_TEMPERATURE, _TOP_P, _MIN_P, _CERTAINTY = range(4)
 _GREEDY, _WATCH_EOS = range(2)
 
 
@@ -65,7 +66,7 @@ class Rows:
         device = eos.device
         self._eos = eos
         self._ints = torch.zeros(7, max_rows, dtype=torch.int64, device=device)
-        self._floats = torch.zeros(3, max_rows, dtype=torch.float32, device=device)
+        self._floats = torch.zeros(4, max_rows, dtype=torch.float32, device=device)
         self._bools = torch.zeros(2, max_rows, dtype=torch.bool, device=device)
         self._tokens = torch.zeros(max_rows, max_new, dtype=torch.int64, device=device)
         self._logprobs = torch.zeros(max_rows, max_new, dtype=torch.float32, device=device)
@@ -97,7 +98,7 @@ class Rows:
         ints = [
             (0, s.prompt_tokens - 1, 0, s.limit, s.key, s.params.top_k, s.stop) for s in starts
         ]  # position: accept() moves it to that of the first drawn token
-        floats = [(1.0 if q.greedy else 1 / q.temperature, q.top_p, q.min_p) for q in p]
+        floats = [(1.0 if q.greedy else 1 / q.temperature, q.top_p, q.min_p, 0.0) for q in p]
         bools = [(q.greedy, not q.ignore_eos) for q in p]
         for table, values in ((self._ints, ints), (self._floats, floats), (self._bools, bools)):
             table[:, new] = torch.tensor(values, dtype=table.dtype).T.to(table.device)
@@ -147,6 +148,7 @@ class Rows:
         self._logprobs.view(-1).index_copy_(0, place, draw.logprobs)
         ints[_TOKEN].copy_(draw.tokens)
         ints[_POSITION : _DRAWN + 1].add_(1)
+        self._floats[_CERTAINTY, first:last].add_(draw.certainty)
         code = (ints[_DRAWN] >= ints[_LIMIT]) * int(Code.LENGTH)
         if self._any_stop:
             maybe = self._stops[ints[_STOP], draw.tokens]
@@ -164,4 +166,7 @@ class Rows:
         longest = max(lens)
         tokens = self._tokens[index, :longest].tolist()
         logprobs = self._logprobs[index, :longest].tolist()
-        return [Said(tuple(t[:n]), tuple(p[:n])) for t, p, n in zip(tokens, logprobs, lens, strict=True)]
+        certainty = (self._floats[_CERTAINTY, index] / self._ints[_DRAWN, index].clamp(min=1)).tolist()
+        return [
+            Said(tuple(t[:n]), tuple(p[:n]), c) for t, p, n, c in zip(tokens, logprobs, lens, certainty, strict=True)
+        ]

@@ -1,7 +1,9 @@
 """The scheduler: which samples enter next. Pure bookkeeping on the host, with no tensors and no clock.
 
-First come, first served, samples in order of index. A sample enters when a row is free and the KV pages it may ever
-need are free too, so nothing that runs is ever evicted. Prompts are prefilled when their first sample enters, at most
+First come, first served, samples in order of index; or, where it is to be fair, each free row goes to the request that
+has begun the fewest samples. A sample enters when a row is free and the KV pages it may ever need are free too, so
+nothing that runs is ever evicted; a prompt is only kept where a sample of it fits beside it, so an engine that is
+empty can always begin one. Prompts are prefilled when their first sample enters, at most
 ``prefill_tokens`` of them between two decode steps, so that prefill does not stall the chains in flight for long.
 
 Usage: ``scheduler.submit(request); scheduler.admit(); scheduler.finished(request.id)``.
@@ -9,6 +11,7 @@ Usage: ``scheduler.submit(request); scheduler.admit(); scheduler.finished(reques
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from dataclasses import dataclass
 
@@ -55,10 +58,10 @@ class _Entry:
 
 
 class Scheduler:
-    """Admits samples within ``limits``; the caller reports each row that leaves."""
+    """Admits samples within ``limits``; the caller reports each row that leaves. fair: requests take turns."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits, fair: bool = False) -> None:
+        self.limits, self.fair = limits, fair
         self._queue: deque[_Entry] = deque()
         self._entries: dict[str, _Entry] = {}
         self.running = 0
@@ -68,6 +71,16 @@ class Scheduler:
     def waiting(self) -> int:
         """Samples that have not entered yet."""
         return sum(entry.waiting for entry in self._queue)
+
+    @property
+    def room(self) -> int:
+        """Rows that neither run nor are waited for."""
+        return max(0, self.limits.max_batch - self.running - self.waiting)
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether to draw another request: while rows are free, and to be fair while any could have a row."""
+        return len(self._queue) < self.limits.max_batch if self.fair else self.room > 0
 
     def new_tokens(self, request: Request) -> int:
         """Most tokens a sample of ``request`` can have: max_tokens, or what max_len leaves beside the prompt."""
@@ -114,6 +127,8 @@ class Scheduler:
 
     def admit(self) -> list[Admission]:
         """The samples that enter now; from here on they count as running."""
+        if self.fair:
+            return self._admit_in_turns()
         admissions: list[Admission] = []
         prefill = 0
         while self._queue and self.running < self.limits.max_batch:
@@ -128,13 +143,47 @@ class Scheduler:
             if count <= 0:
                 break
             prefill += prompt if new else 0
-            self.pages_reserved += count * entry.row_pages + (entry.prompt_pages if new else 0)
-            self.running += count
-            first, entry.entered, entry.running = entry.entered, entry.entered + count, entry.running + count
+            first = self._enter(entry, count)
             if not entry.waiting:
                 self._queue.popleft()
             admissions.append(Admission(entry.request, first, count, new, not entry.waiting))
         return admissions
+
+    def _enter(self, entry: _Entry, count: int) -> int:
+        """Count ``count`` samples as running; returns the number of the first."""
+        new = not entry.entered
+        self.pages_reserved += count * entry.row_pages + (entry.prompt_pages if new else 0)
+        self.running += count
+        first, entry.entered, entry.running = entry.entered, entry.entered + count, entry.running + count
+        return first
+
+    def _admit_in_turns(self) -> list[Admission]:
+        """Free rows dealt one by one to whoever has begun the fewest; of equals to the first that came."""
+        firsts: dict[int, int] = {}
+        prefill = 0
+        heap = [(entry.entered, place) for place, entry in enumerate(self._queue)]
+        heapq.heapify(heap)
+        while heap and self.running < self.limits.max_batch:
+            entered, place = heap[0]
+            entry = self._queue[place]
+            prompt = 0 if entered else len(entry.request.prompt)
+            pages = self.pages_reserved + entry.row_pages + (0 if entered else entry.prompt_pages)
+            crowded = prompt and prefill and prefill + prompt > self.limits.prefill_tokens
+            if crowded or (entry.row_pages and pages > self.limits.pages):
+                heapq.heappop(heap)
+                continue
+            prefill += prompt
+            firsts.setdefault(place, self._enter(entry, 1))
+            if entry.waiting:
+                heapq.heapreplace(heap, (entry.entered, place))
+            else:
+                heapq.heappop(heap)
+        entries = list(self._queue)
+        self._queue = deque(entry for entry in entries if entry.waiting)
+        return [
+            Admission(entry.request, first, entry.entered - first, not first, not entry.waiting)
+            for entry, first in ((entries[place], first) for place, first in sorted(firsts.items()))
+        ]
 
     def finished(self, request_id: str) -> None:
         """One running sample of this request has left."""

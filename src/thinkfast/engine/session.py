@@ -24,6 +24,8 @@ from thinkfast.engine.runner import Runner, Start
 from thinkfast.engine.scheduler import Admission, Limits, Scheduler
 from thinkfast.engine.stops import find_stop
 
+IDLE_SECONDS = 0.001  # between two looks at an iterator that has nothing yet, with nothing running
+
 
 @dataclass(slots=True)
 class Stats:
@@ -63,7 +65,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Session:
-    """One run; ``started`` and ``deadline`` are times of time.monotonic."""
+    """One run; ``started`` and ``deadline`` are times of time.monotonic; ``fair`` as for the scheduler."""
 
     runner: Runner
     codec: Codec
@@ -71,21 +73,32 @@ class Session:
     stats: Stats
     started: float
     deadline: float
+    fair: bool = False
     _scheduler: Scheduler = field(init=False)
     _lineup: list[Sample] = field(init=False, default_factory=list)
     _open: dict[str, PromptHandle] = field(init=False, default_factory=dict)
     # Appended to by other threads; a deque's ends are safe to share.
-    _cancelled: deque[str] = field(init=False, default_factory=deque)
+    _cancelled: deque[tuple[str, int | None]] = field(init=False, default_factory=deque)
 
     def __post_init__(self) -> None:
-        self._scheduler = Scheduler(self.limits)
+        self._scheduler = Scheduler(self.limits, self.fair)
 
-    def cancel(self, request_id: str) -> None:
-        """End a request before the next step; may be called from another thread."""
-        self._cancelled.append(request_id)
+    @property
+    def running(self) -> int:
+        """Rows in flight."""
+        return len(self._lineup)
 
-    def run(self, requests: Iterator[Request]) -> Iterator[Chain]:
-        """Chains in the order in which they finish."""
+    @property
+    def room(self) -> int:
+        """Rows that neither run nor are spoken for."""
+        return self._scheduler.room
+
+    def cancel(self, request_id: str, index: int | None = None) -> None:
+        """End a request, or one running sample of it, before the next step; may be called from another thread."""
+        self._cancelled.append((request_id, index))
+
+    def run(self, requests: Iterator[Request | None]) -> Iterator[Chain]:
+        """Chains in the order in which they finish; a None among the requests says "nothing yet, ask again"."""
         try:
             more = True
             while True:
@@ -102,17 +115,23 @@ class Session:
                     yield from self._settle(0, self._step())
                 elif not more and not self._scheduler.waiting:
                     return
+                elif more:
+                    time.sleep(IDLE_SECONDS)
         finally:
             self._end(dict.fromkeys(range(len(self._lineup)), "cancelled"))
             for handle in self._open.values():
                 self.runner.close(handle)
             self._open.clear()
 
-    def _pull(self, requests: Iterator[Request]) -> bool:
-        """Keep a batch's worth of samples waiting; False when there are no more requests."""
-        while self._scheduler.waiting < self.limits.max_batch:
-            if (request := next(requests, None)) is None:
+    def _pull(self, requests: Iterator[Request | None]) -> bool:
+        """Draw requests while there is room for their samples; False when there are no more."""
+        while self._scheduler.wants_more:
+            try:
+                request = next(requests)
+            except StopIteration:
                 return False
+            if request is None:
+                return True
             self._scheduler.submit(request)
         return True
 
@@ -164,12 +183,17 @@ class Session:
         return self._end(ended)
 
     def _cancel(self) -> Sequence[Chain]:
-        cancelled = {self._cancelled.popleft() for _ in range(len(self._cancelled))}
+        asked = {self._cancelled.popleft() for _ in range(len(self._cancelled))}
+        cancelled = {request_id for request_id, index in asked if index is None}
         for request_id in sorted(cancelled):
             self._scheduler.cancel(request_id)
             if (handle := self._open.pop(request_id, None)) is not None:
                 self.runner.close(handle)
-        rows = [row for row, sample in enumerate(self._lineup) if sample.request.id in cancelled]
+        rows = [
+            row
+            for row, sample in enumerate(self._lineup)
+            if sample.request.id in cancelled or (sample.request.id, sample.index) in asked
+        ]
         return self._end(dict.fromkeys(rows, "cancelled"))
 
     def _end(self, ended: dict[int, Finish]) -> Sequence[Chain]:
@@ -212,4 +236,5 @@ class Session:
             finish=finish,
             seconds=seconds,
             prompt_tokens=len(sample.request.prompt),
+            certainty=said.certainty,
         )

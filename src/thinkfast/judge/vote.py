@@ -1,4 +1,4 @@
-"""Many answers to one: majority on keys, weighted votes, best of N, self-certainty.
+"""Many answers to one: chains, weighed by a voter, become a vote.
 
 Policy, the same for every voter and for `report.metrics`:
 
@@ -6,9 +6,11 @@ Policy, the same for every voter and for `report.metrics`:
   wins: the result does not depend on hash order, and an answer-so-far is not unseated by a tie.
 * A chain without an answer (key None) never wins, but counts in the total: a share of 3 of 8 is 0.375 even when only
   three chains answered, so that a share can serve as confidence.
+* A chain whose value is not known yet (None: a reward model has not come to it) is taken as an average one.
 * When nobody answered, `Vote.key` is None with share 0.
 
-    majority(["5", None, "7", "5"]).key   # "5", share 0.5
+    majority(["5", None, "7", "5"]).key                            # "5", share 0.5
+    cast_votes(["5", "7"], [0.2, 0.9], voter=Weighted()).key       # "7"
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from thinkfast.errors import InputError
+from thinkfast.judge.voters import MAJORITY, Floats, Voter
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class Vote:
     the earliest), or the key when no surface forms were given. share: the winner's part of all weight, in [0, 1].
     count: chains with the winner's key. total: all chains, those without an answer too. runner_up, runner_up_share:
     the key in second place and its part, None and 0 without one. best: index of the chain to show: the earliest with
-    the winner's key, for best-of-N the one with the best score.
+    the winner's key, of those of the greatest weight.
     """
 
     key: str | None
@@ -47,23 +52,29 @@ class Vote:
         return self.share - self.runner_up_share
 
 
-def majority(
+def majority(keys: Sequence[str | None], *, answers: Sequence[str | None] | None = None) -> Vote:
+    """The key with the most chains; arguments and errors as for `cast_votes`."""
+    return cast_votes(keys, answers=answers)
+
+
+def cast_votes(
     keys: Sequence[str | None],
-    weights: Sequence[float] | None = None,
+    values: Sequence[float | None] | None = None,
     *,
+    voter: Voter = MAJORITY,
     answers: Sequence[str | None] | None = None,
 ) -> Vote:
-    """The key with the most chains, or with the greatest sum of `weights` (weighted best-of-N).
+    """The key with the greatest sum of the weights that `voter` gives.
 
     Arguments:
         keys: one per chain, in the order of finishing; None for a chain without an answer.
-        weights: one per chain, finite and not negative; 1 each when not given. If all are 0, chains are counted.
+        values: what the voter reads, one per chain, finite; None where it is not known.
         answers: surface forms, one per chain, for `Vote.answer`.
 
     Raises:
-        InputError: lengths differ, or a weight is NaN, infinite or negative.
+        InputError: lengths differ, or a value is NaN or infinite.
     """
-    weight = _weights(keys, weights)
+    weight = weigh(keys, values, voter).tolist()
     _same_length(keys, answers, "answers")
     totals: dict[str, float] = {}
     first: dict[str, int] = {}
@@ -83,66 +94,30 @@ def majority(
         total=len(keys),
         runner_up=second,
         runner_up_share=totals[second] / whole if second is not None else 0.0,
-        best=first[key] if key is not None else None,
+        best=max((at for at, k in enumerate(keys) if k == key), key=lambda at: (weight[at], -at))
+        if key is not None
+        else None,
     )
 
 
-def best_of_n(
-    keys: Sequence[str | None], scores: Sequence[float], *, answers: Sequence[str | None] | None = None
-) -> Vote:
-    """The answer of the chain with the highest score; shares are shares of chains, as for `majority`.
-
-    `scores` may be any finite numbers, such as log-probabilities. Equal scores: the chain that finished first.
-
-    Raises:
-        InputError: lengths differ, or a score is NaN or infinite.
-    """
-    _finite(keys, scores, "scores")
-    _same_length(keys, answers, "answers")
-    answered = [at for at, key in enumerate(keys) if key is not None]
-    if not answered:
-        return majority(keys)
-    best = max(answered, key=lambda at: (scores[at], -at))
-    counts = Counter(key for key in keys if key is not None)
-    others = sorted((at for at in answered if keys[at] != keys[best]), key=lambda at: (-scores[at], at))
-    second = keys[others[0]] if others else None
-    key = keys[best]
-    return Vote(
-        key=key,
-        answer=_surface(keys, answers, key) if answers is None else answers[best],
-        share=counts[key or ""] / len(keys),
-        count=counts[key or ""],
-        total=len(keys),
-        runner_up=second,
-        runner_up_share=counts[second] / len(keys) if second is not None else 0.0,
-        best=best,
-    )
-
-
-def self_certainty(
-    keys: Sequence[str | None],
-    logprobs: Sequence[float],
-    lengths: Sequence[int],
-    *,
-    temperature: float = 0.1,
-    answers: Sequence[str | None] | None = None,
-) -> Vote:
-    """A vote without a verifier: each chain weighs exp(mean token log-probability / temperature), the largest 1.
-
-    Arguments:
-        logprobs: sum of the log-probabilities of a chain's tokens. lengths: its number of tokens.
-        temperature: the smaller, the nearer to trusting the most certain chain alone; large gives plain majority.
-
-    Raises:
-        InputError: lengths differ, a log-probability is not finite, or the temperature is not positive.
-    """
-    _finite(keys, logprobs, "logprobs")
-    _same_length(keys, lengths, "lengths")
-    if not temperature > 0 or any(n < 0 for n in lengths):
-        raise InputError(f"temperature {temperature}", remedy="give a positive temperature and token counts")
-    means = [logprob / max(n, 1) for logprob, n in zip(logprobs, lengths, strict=True)]
-    top = max(means, default=0.0)
-    return majority(keys, [math.exp((mean - top) / temperature) for mean in means], answers=answers)
+def weigh(keys: Sequence[str | None], values: Sequence[float | None] | None, voter: Voter) -> Floats:
+    """The weight of every chain [N]; those of chains without an answer count in the whole alone."""
+    if not voter.reads or values is None or all(value is None for value in values):
+        voter, values = MAJORITY, [0.0] * len(keys)  # nothing is known of anybody: all are equal
+    _same_length(keys, values, "values")
+    for at, value in enumerate(values):
+        if value is not None and not math.isfinite(value):
+            raise InputError(
+                f"values[{at}] is {value}, and {voter.name!r} cannot weigh it",
+                remedy="repair the reward model, or leave that chain out",
+            )
+    if not keys:
+        return np.zeros(0)
+    known = [value for value in values if value is not None]
+    mean = math.fsum(known) / len(known)
+    given = np.array([mean if value is None else value for value in values], np.float64)
+    given[[key is None for key in keys]] = -np.inf
+    return voter.weights(given[None])[0]
 
 
 def _surface(keys: Sequence[str | None], answers: Sequence[str | None] | None, key: str | None) -> str | None:
@@ -150,24 +125,6 @@ def _surface(keys: Sequence[str | None], answers: Sequence[str | None] | None, k
         return key
     forms = Counter(answer for k, answer in zip(keys, answers, strict=True) if k == key and answer is not None)
     return max(forms, key=lambda form: forms[form]) if forms else key  # Counter keeps the order of first sight
-
-
-def _weights(keys: Sequence[str | None], weights: Sequence[float] | None) -> list[float]:
-    if weights is None:
-        return [1.0] * len(keys)
-    _finite(keys, weights, "weights")
-    if any(w < 0 for w in weights):
-        raise InputError("a negative weight", remedy="pass weights of at least 0, such as exp(score)")
-    return [float(w) for w in weights] if any(weights) else [1.0] * len(keys)
-
-
-def _finite(keys: Sequence[str | None], values: Sequence[float], name: str) -> None:
-    _same_length(keys, values, name)
-    for at, value in enumerate(values):
-        if not math.isfinite(value):
-            raise InputError(
-                f"{name}[{at}] is {value}", remedy=f"drop that chain, or give it a finite number in {name}"
-            )
 
 
 def _same_length(keys: Sequence[str | None], values: Sequence[object] | None, name: str) -> None:

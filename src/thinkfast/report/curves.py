@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinkfast.errors import InputError
+from thinkfast.judge.voters import Voter
 from thinkfast.report.chains import Chains, Unknown
 from thinkfast.report.intervals import bootstrap_columns
 
@@ -53,6 +54,51 @@ def majority_by_second(chains: Chains, seconds: Floats, *, unknown: Unknown = "w
         history = _leader_right(chains.key[part], right[part])
         out[p] = history[np.searchsorted(chains.seconds[part], grid, side="right")]
     return out
+
+
+def vote_by_second(chains: Chains, seconds: Floats, voter: Voter, *, unknown: Unknown = "wrong") -> Floats:
+    """[P, G] 1.0 where the voter's answer among the chains finished by that second is right.
+
+    Raises:
+        InputError: a bad grid, or the log lacks what the voter reads.
+    """
+    if not voter.reads:
+        return majority_by_second(chains, seconds, unknown=unknown)
+    grid = _grid(seconds)
+    right, values = chains.key_right(unknown), chains.read(voter)
+    out = np.zeros((chains.problems, len(grid)))
+    for p, part in enumerate(chains.slices()):
+        counts = np.searchsorted(chains.seconds[part], grid, side="right")
+        keys, given, good = chains.key[part], values[part], right[part]
+        for count in np.unique(counts[counts > 0]).tolist():
+            out[p, counts == count] = _vote_right(keys[:count], given[:count], good[:count], voter)
+    return out
+
+
+def _vote_right(keys: NDArray[np.int64], values: Floats, right: NDArray[np.bool_], voter: Voter) -> bool:
+    if (keys < 0).all():
+        return False
+    weights = voter.weights(np.where(keys >= 0, values, -np.inf)[None])[0]
+    present, first, number = np.unique(keys, return_index=True, return_inverse=True)
+    totals = np.bincount(number, weights)
+    totals[present < 0] = -1.0
+    leaders = np.flatnonzero(totals == totals.max())
+    return bool(right[first[leaders].min()])
+
+
+def vote_curve(
+    chains: Chains,
+    seconds: Floats,
+    voter: Voter,
+    *,
+    unknown: Unknown = "wrong",
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Curve:
+    """A voter's accuracy at each of `seconds` [G]; intervals as below, errors as for `vote_by_second`."""
+    values = vote_by_second(chains, seconds, voter, unknown=unknown)
+    return _curve(chains, seconds, values, level, resamples, seed)
 
 
 def coverage_curve(

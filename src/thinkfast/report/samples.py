@@ -32,7 +32,8 @@ class Row:
     sample: its index, 0 .. n-1. tokens: how many it has. answer, key: as extracted and canonical, None without an
     answer. correct: None where not known. finish: why it ended, as in `engine.request`. logprob: sum over its tokens,
     None where not finite. seconds: from the start of that system's run until the chain was finished *and* checked,
-    with prefill and queueing, without model loading.
+    with prefill and queueing, without model loading. certainty: as in `engine.request`, None where not known.
+    score: what a reward model or verifier made of it, None without one.
     """
 
     system: str
@@ -46,6 +47,8 @@ class Row:
     finish: str
     logprob: float | None
     seconds: float
+    certainty: float | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +162,8 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "finish": (str,),
     "logprob": (float, int, type(None)),
     "seconds": (float, int),
+    "certainty": (float, int, type(None)),
+    "score": (float, int, type(None)),
 }
 
 

@@ -200,8 +200,9 @@ class SystemRun:
             key=verdict.key,
             correct=verdict.correct,
             finish=chain.finish,
-            logprob=chain.logprob if math.isfinite(chain.logprob) else None,
+            logprob=_finite(chain.logprob),
             seconds=round(self.now(), 6),
+            certainty=_finite(chain.certainty),
         )
 
     def _record(self, sha: str, load_seconds: float) -> SystemRecord:
@@ -224,3 +225,7 @@ class SystemRun:
             cut=sum(unit.cut for unit in units),
             ended="n" if self._first() == self.config.n and not units[-1].final else "seconds",
         )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -132,4 +132,9 @@ def _chains(rows: Sequence[Row], problems: Sequence[str]) -> Chains:
         [row.correct for row in rows],
         [row.seconds for row in rows],
         names=problems,
+        values={
+            "certainty": [row.certainty for row in rows],
+            "logprob": [None if row.logprob is None else row.logprob / max(row.tokens, 1) for row in rows],
+            "score": [row.score for row in rows],
+        },
     )
