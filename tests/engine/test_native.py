@@ -156,6 +156,7 @@ def test_draws_what_the_sampler_draws(size: int) -> None:
     same = fast.tokens == slow.tokens
     assert same.sum() >= 299
     torch.testing.assert_close(fast.logprobs[same], slow.logprobs[same], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(fast.certainty, slow.certainty, atol=1e-4, rtol=1e-4)
 
 
 def test_draws_mark_rows_that_are_not_finite() -> None:

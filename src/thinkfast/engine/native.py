@@ -173,7 +173,8 @@ class NativeStep:
 def native_draw(library: ctypes.CDLL, logits: Tensor, params: RowParams) -> Draw:
     """sampler.draw for rows without filters: logits [B, V], each row's values side by side."""
     rows, uniforms = logits.shape[0], uniform(params.key, params.drawn)
-    drawn = Draw(torch.empty(rows, dtype=torch.int64), torch.empty(rows), torch.empty(rows, dtype=torch.bool))
+    floats, finite = torch.empty(2, rows), torch.empty(rows, dtype=torch.bool)
+    drawn = Draw(torch.empty(rows, dtype=torch.int64), floats[0], finite, floats[1])
     args = CDraw(
         logits=logits.data_ptr(),
         inverse_temperature=params.inverse_temperature.data_ptr(),
@@ -182,6 +183,7 @@ def native_draw(library: ctypes.CDLL, logits: Tensor, params: RowParams) -> Draw
         tokens=drawn.tokens.data_ptr(),
         logprobs=drawn.logprobs.data_ptr(),
         finite=drawn.finite.data_ptr(),
+        certainty=drawn.certainty.data_ptr(),
         rows=rows,
         stride=logits.stride(0),
         vocabulary=logits.shape[1],

@@ -409,6 +409,7 @@ typedef struct {
   int64_t *tokens;                   // [B] out
   float *logprobs;                   // [B] out
   uint8_t *finite;                   // [B] out
+  float *certainty;                  // [B] out: KL(uniform, model) at temperature 1
   int64_t rows, ld, vocab, threads;
 } draw_args;
 
@@ -426,19 +427,20 @@ static inline float mass(const float *l, int64_t n, float peak, float by) {
 static void draw_row(const draw_args *a, int64_t row) {
   const float *l = a->logits + row * a->ld, by = a->inverse_temperature[row];
   const int64_t v = a->vocab, chunks = (v + CHUNK - 1) / CHUNK;
-  vf m = all(l[0]), zero = all(0.0f);
-  float peak = l[0], odd = 0;
+  vf m = all(l[0]), zero = all(0.0f), whole = all(0.0f);
+  float peak = l[0], odd = 0, rest = 0;
   int64_t i = 0, token = 0;
   for (; i + VL <= v; i += VL) {
     vf x = load(l + i);
     m = vmax(x, m);
+    whole += x;
     zero += x * all(0.0f);  // stays 0 unless something is infinite or no number
   }
-  for (; i < v; i++) peak = l[i] > peak ? l[i] : peak, odd += l[i] * 0;
+  for (; i < v; i++) peak = l[i] > peak ? l[i] : peak, rest += l[i], odd += l[i] * 0;
   const float best = largest(m);
   peak = best > peak ? best : peak;
   a->finite[row] = sum(zero) + odd == 0;
-  a->tokens[row] = 0, a->logprobs[row] = NAN;
+  a->tokens[row] = 0, a->logprobs[row] = a->certainty[row] = NAN;
   if (!a->finite[row]) return;
   float total = 0, warm = 0, sums[chunks];
   for (int64_t c = 0; c < chunks; c++) {
@@ -466,7 +468,9 @@ static void draw_row(const draw_args *a, int64_t row) {
     if (token < 0) for (token = 0; l[token] != peak;) token++;
   }
   a->tokens[row] = token;
-  a->logprobs[row] = l[token] - peak - logf(total);
+  const float logsum = peak + logf(total);
+  a->logprobs[row] = l[token] - logsum;
+  a->certainty[row] = logsum - (sum(whole) + rest) / v - logf(v);
 }
 
 void draw(const draw_args *a) {

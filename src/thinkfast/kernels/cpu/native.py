@@ -58,7 +58,7 @@ class CDraw(ctypes.Structure):
     """``draw_args`` of decode.c."""
 
     _fields_ = _layout(
-        "logits inverse_temperature uniform greedy tokens logprobs finite", "rows stride vocabulary threads"
+        "logits inverse_temperature uniform greedy tokens logprobs finite certainty", "rows stride vocabulary threads"
     )
 
 
