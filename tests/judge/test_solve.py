@@ -54,7 +54,7 @@ def clock(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return step()
 
     monkeypatch.setattr(llm._runner, "step", slow_step)
-    fake = SimpleNamespace(monotonic=lambda: now.seconds)
+    fake = SimpleNamespace(monotonic=lambda: now.seconds, sleep=lambda seconds: None)
     for module in (thinkfast.engine.llm, thinkfast.engine.session, thinkfast.judge.solve):
         monkeypatch.setattr(module, "time", fake)
     return now
