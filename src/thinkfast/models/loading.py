@@ -1,7 +1,8 @@
 """A model by name: spec, weights, tokenizer. Strict: every weight is used exactly once, or an error names it.
 
 A name is an embedded model (``tiny``, ``tiny-hybrid``, ``tiny-pure``), one of the catalogue (``smollm2``), a folder
-with a stock checkpoint, a GGUF file, a hub id, or a pinned package reference: see sources/resolve.py.
+with a stock checkpoint, a GGUF file, a hub id, or a pinned package reference: see sources/resolve.py. A name that
+begins with ``random:`` is a published shape with random weights, for measurements: see shapes.py.
 
 Usage: ``loaded = load_model("tiny"); loaded.model, loaded.tokenizer``.
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 from thinkfast.errors import ModelError
 from thinkfast.models.checkpoint import HEAD, UnfoldableError, check_stock, convert_stock
 from thinkfast.models.decoder import Decoder
+from thinkfast.models.shapes import PREFIX, random_decoder, random_spec
 from thinkfast.models.skeleton import skeleton
 from thinkfast.models.sources.catalogue import ASSETS, EMBEDDED
 from thinkfast.models.sources.resolve import find_model
@@ -56,6 +58,8 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32, device: str
     Memory: the weights in ``dtype`` and one tensor more. Errors: ModelError where the model is unknown, its files are
     damaged, or weights and config disagree.
     """
+    if str(name).startswith(PREFIX):
+        return _random(str(name), dtype, device)
     path = find_model(name)
     spec = read_spec(path)
     files = StockFiles.open(path)
@@ -76,6 +80,12 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32, device: str
     model.reset_frequencies(device)
     model.requires_grad_(False).eval()
     return Loaded(str(name), path, spec, model, tokenizer, sha)
+
+
+def _random(name: str, dtype: torch.dtype, device: str | torch.device) -> Loaded:
+    # Its tokenizer is the smallest there is: chains of random tokens have no text.
+    spec, path = random_spec(name), ASSETS / "tiny"
+    return Loaded(name, path, spec, random_decoder(spec, dtype, device), Tokenizer.from_dir(path), "")
 
 
 def _read(files: StockFiles, spec: ModelSpec, dtype: torch.dtype, device: str | torch.device) -> dict[str, Tensor]:
