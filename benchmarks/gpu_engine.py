@@ -6,7 +6,7 @@ run from the prompts to the last chain. The bound is FACTS.md's (shared/tools/bo
 of one H100, everything in bf16.
 
 Usage: ``python benchmarks/gpu_engine.py --ours llama-3.2-1b llama-3.2-1b/pure-d64 --cells 512,128,512 --out r.json``,
-``PYTHONPATH=/tmp/vl … --vllm llama-1b pure-1b --vllm-script vllm_bench.py …`` with what shared/tools/pack_vllm.py packs.
+``PYTHONPATH=/tmp/vl … --vllm llama-1b --vllm-script vllm_bench.py …`` with what shared/tools/pack_vllm.py packs.
 """
 
 from __future__ import annotations
