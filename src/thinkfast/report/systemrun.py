@@ -16,12 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from thinkfast.data.problems import Problem
+from thinkfast.data.prompts import prompt_tokens
 from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import Chain, Request, SamplingParams
 from thinkfast.errors import OutputError, ProblemError
 from thinkfast.judge.answer import Equivalence, judge
 from thinkfast.models.loading import load_model
 from thinkfast.models.spec import ModelSpec
+from thinkfast.models.tokenizer import Tokenizer
 from thinkfast.report.evalconfig import DTYPES, EvalConfig, System
 from thinkfast.report.samples import Row, SampleLog, Unit
 
@@ -88,7 +90,7 @@ class SystemRun:
         began = time.monotonic()
         loaded = load_model(self.system.model, DTYPES[config.dtype], config.device)
         self._same_inputs(loaded.sha)
-        prompts = self._prompts(loaded.tokenizer.chat)
+        prompts = self._prompts(loaded.tokenizer)
         longest = max(map(len, prompts)) + config.max_tokens
         if self.spec.n_attention:
             longest = min(longest, self.spec.max_positions)
@@ -118,10 +120,10 @@ class SystemRun:
         """Seconds of this system's run, those before a kill included."""
         return self.base + time.monotonic() - self.started
 
-    def _prompts(self, chat: Callable[[str], list[int]]) -> list[tuple[int, ...]]:
+    def _prompts(self, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
         prompts = []
         for problem in self.problems:
-            prompt = tuple(chat(problem.question))
+            prompt = tuple(prompt_tokens(tokenizer, problem.question, self.config.prompt))
             if self.spec.n_attention and len(prompt) >= self.spec.max_positions:
                 raise ProblemError(
                     f"problem {problem.id!r} has {len(prompt)} tokens, and {self.system.name!r} was made for "

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from thinkfast.data.problems import load_problems
+from thinkfast.data.prompts import prompt_tokens
 from thinkfast.errors import InputError, ModelError, ParityError
 from thinkfast.models.checkpoint import save_checkpoint
 from thinkfast.models.loading import Loaded
@@ -91,7 +92,7 @@ def run_parity(loaded: Loaded, plan: Plan, on_check: OnCheck | None = None) -> P
 
 def _groups(loaded: Loaded, folder: Path, plan: Plan, keep: Callable[[Curve], None]) -> Iterator[Group]:
     problems = load_problems(plan.problems, limit=plan.prompts)
-    prompts = [loaded.tokenizer.chat(problem.question) for problem in problems]
+    prompts = [prompt_tokens(loaded.tokenizer, problem.question) for problem in problems]
     chains = draw_sample(loaded, prompts, plan.new)
     few, texts = chains[: plan.few], [problem.question for problem in problems]
 
