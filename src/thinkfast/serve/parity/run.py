@@ -102,6 +102,7 @@ def _groups(loaded: Loaded, folder: Path, plan: Plan, keep: Callable[[Curve], No
         return [check]
 
     yield lambda: [own.prefill_against_step(loaded, chains)]
+    yield lambda: [own.fine_prefill_against_step(loaded, few)]
     yield lambda: [own.one_against_ragged(loaded, chains)]
     yield lambda: [own.alone_against_together(loaded, few, plan.new)]
     yield lambda: [own.fork_against_independent(loaded, few, plan.new)]
