@@ -34,8 +34,8 @@ class EvalConfig:
     models: names or folders, each optionally `label=model`. problems, limit, problem_seed: as for `load_problems`.
     prompt: how the question is put (`data.prompts`), "auto" for what the model's chat template calls for.
     n: samples per problem, None for as many as the seconds allow. seconds: budget of each model for the whole problem
-    set, None for as long as n samples take. unit: samples of every problem that are made, and kept, together: a kill
-    loses at most one unit, a larger one fills batches better. The rest is as for `SamplingParams` and `LLM`.
+    set, None for as long as n samples take. unit: samples of every problem that are made, and kept, together, at most: a
+    kill loses one unit, a larger one fills batches better; of many problems fewer are taken. The rest is as for `SamplingParams` and `LLM`.
     """
 
     models: tuple[str, ...]

@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-
 SHORTEST = 128  # vLLM's own blocks of a Mamba layer; it hangs on a hybrid whose longest sequence is below one
 GIB_FOR_KV = "1"  # without a word it takes nine tenths of the machine, beside us and whatever else runs
 
