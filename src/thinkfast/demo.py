@@ -131,7 +131,7 @@ def run_demo(config: DemoConfig, out: Path, console: Console, command: str = "th
         seed=config.seed,
     )
     with EvalView(evaluation, console) as view:
-        evaluate(evaluation, out / "eval", on_start=view.start, on_chain=view.chain)
+        evaluate(evaluation, out / "eval", on_load=view.load, on_start=view.start, on_chain=view.chain)
 
     console.rule("4  the report", align="left")
     with atomic_path(out / SAMPLES) as temp:

@@ -22,7 +22,7 @@ from thinkfast.models.loading import ASSETS
 from thinkfast.models.spec import ModelSpec
 from thinkfast.models.tokenizer import Tokenizer
 from thinkfast.report.evalconfig import system_list
-from thinkfast.report.evaluate import EVAL, EvalConfig, evaluate, gradable
+from thinkfast.report.evaluate import EVAL, EvalConfig, Start, evaluate, gradable
 from thinkfast.report.samples import SAMPLES, UNITS, Row, read_rows
 
 TEACHER = ModelSpec(512, 32, 2, 2, 16, 64, ("attention", "attention"), max_positions=256)
@@ -67,14 +67,17 @@ def timeless(path: Path) -> list[dict[str, Any]]:
 
 def test_the_log_holds_every_chain_in_order(config: EvalConfig, tmp_path: Path) -> None:
     seen: list[Row] = []
-    starts = []
-    done = evaluate(config, tmp_path / "out", on_start=starts.append, on_chain=seen.append)
+    starts: list[Start] = []
+    loads: list[str] = []
+    done = evaluate(config, tmp_path / "out", on_load=loads.append, on_start=starts.append, on_chain=seen.append)
     rows = read_rows(tmp_path / "out" / SAMPLES)
     units = ((0, 1), (2, 3), (4,))
     expected = [(s, f"p{p}", i) for s in ("teacher", "pure") for unit in units for p in range(6) for i in unit]
     assert [(row.system, row.problem, row.sample) for row in rows] == expected
     assert sorted(seen, key=repr) == sorted(rows, key=repr)
     assert [(start.system, start.chains, start.done) for start in starts] == [("teacher", 30, 0), ("pure", 30, 0)]
+    assert loads == ["teacher", "pure"]
+    assert [start.live()[1] for start in starts] == [record.generated_tokens for record in done.systems]
     assert {row.finish for row in rows} == {"stop", "length"}
     assert all(row.tokens == 60 for row in rows if row.finish == "length")
     for record in done.systems:
@@ -87,6 +90,13 @@ def test_the_log_holds_every_chain_in_order(config: EvalConfig, tmp_path: Path) 
     saved = json.loads((tmp_path / "out" / EVAL).read_text())
     assert [each["name"] for each in saved["systems"]] == ["teacher", "pure"]
     assert saved["problems"][3] == {"id": "p3", "question": "3 + 3 = ?", "answer": "3", "level": None, "subject": None}
+
+
+def test_of_many_problems_a_unit_takes_fewer_samples(config: EvalConfig, tmp_path: Path) -> None:
+    """4 batches of 2 rows over 6 problems are filled by 2 samples of each, whatever the config allows."""
+    evaluate(replace(config, models=config.models[:1], unit=5, max_batch=2, max_tokens=4), tmp_path / "out")
+    units = [json.loads(line) for line in (tmp_path / "out" / UNITS).read_text().splitlines()]
+    assert [(unit["first"], unit["count"]) for unit in units] == [(0, 2), (2, 2), (4, 1)]
 
 
 def test_a_row_can_be_judged_again(config: EvalConfig, tmp_path: Path) -> None:

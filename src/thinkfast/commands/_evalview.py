@@ -5,13 +5,24 @@ Usage: ``with EvalView(config) as view: evaluate(config, out, on_start=view.star
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -25,22 +36,30 @@ from thinkfast.report.tables import Table
 STYLES = {"best": "bold green", "good": "green", "bad": "red", "muted": "dim", "": ""}
 
 
+EVERY = 20.0  # seconds between lines where no terminal shows the bar move
+
+
 class EvalView:
-    """A progress bar a system: chains, tokens per second, seconds, and what is left."""
+    """A bar a system: chains, tokens per second of all chains at work, seconds, and what is left.
+
+    Speed and seconds are read when the bar is drawn, not when a chain ends: the first may take minutes.
+    """
 
     def __init__(self, config: EvalConfig, console: Console | None = None) -> None:
         self._config = config
+        self._console = console or Console(highlight=False)
         self._bar = Progress(
+            SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.fields[chains]} chains  {task.fields[speed]} tokens/s  {task.fields[seconds]}"),
+            BarColumn(bar_width=24),
+            _LiveColumn(),
             TimeRemainingColumn(compact=True),
-            console=console or Console(highlight=False),
+            console=self._console,
         )
-        self._task = TaskID(0)
-        self._whole: int | None = None
-        self._chains = self._tokens = 0
-        self._begun = 0.0
+        self._task: TaskID | None = None
+        self._start: Start | None = None
+        self._chains = 0
+        self._said = time.monotonic()
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -49,28 +68,66 @@ class EvalView:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._bar.stop()
 
+    def load(self, system: str) -> None:
+        """A system's model is being loaded."""
+        self._start, self._chains = None, 0
+        self._task = self._bar.add_task(f"{system}: loading", total=None)
+
     def start(self, start: Start) -> None:
-        """A system begins or goes on."""
-        self._whole, self._chains, self._tokens, self._begun = start.chains, start.done, 0, start.seconds
-        self._task = self._bar.add_task(start.system, total=1.0, chains="", speed="", seconds="")
-        self._show(start.seconds)
+        """Its clock starts, or goes on."""
+        if self._task is None:
+            self.load(start.system)
+        self._start, self._chains = start, start.done
+        if start.done:
+            whole = f" of {start.chains}" if start.chains else ""
+            self._bar.console.print(
+                Text(
+                    f"{start.system}: going on after {start.done}{whole} chains and {start.seconds:.0f} s", style="dim"
+                )
+            )
+        self._update(description=start.system, total=1.0, start=start)
 
     def chain(self, row: Row) -> None:
         """A chain has been checked."""
         self._chains += 1
-        self._tokens += row.tokens
-        self._show(row.seconds)
+        self._update()
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._said > EVERY:
+            self._said = now
+            print(f"{row.system}: {self._counted()}, {row.seconds:.0f} s", file=sys.stderr, flush=True)
 
-    def _show(self, seconds: float) -> None:
-        passed = seconds - self._begun
-        speed = f"{self._tokens / passed:,.0f}" if passed > 0 else "0"
-        chains = f"{self._chains}/{self._whole}" if self._whole else f"{self._chains}"
-        share = self._share(seconds)
-        self._bar.update(self._task, completed=share, chains=chains, speed=speed, seconds=f"{seconds:.1f} s")
+    def _counted(self) -> str:
+        whole = self._start.chains if self._start is not None else None
+        return f"{self._chains}/{whole} chains" if whole else f"{self._chains} chains"
 
-    def _share(self, seconds: float) -> float:
-        by_chains = self._chains / self._whole if self._whole else 0.0
-        return min(1.0, max(by_chains, seconds / self._config.seconds if self._config.seconds else 0.0))
+    def _update(self, **fields: Any) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, completed=self._share(), chains=self._counted(), **fields)
+
+    def _share(self) -> float:
+        start = self._start
+        by_chains = self._chains / start.chains if start is not None and start.chains else 0.0
+        by_seconds = start.live()[0] / self._config.seconds if start is not None and self._config.seconds else 0.0
+        return min(1.0, max(by_chains, by_seconds))
+
+
+class _LiveColumn(ProgressColumn):
+    """Chains, tokens per second and seconds of a task that has started; of a finished one, what they were then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[TaskID, Text] = {}
+
+    def render(self, task: Task) -> Text:
+        start: Start | None = task.fields.get("start")
+        if start is None:
+            return Text("")
+        if not task.finished or task.id not in self._last:
+            seconds, tokens = start.live()
+            passed = seconds - start.seconds
+            speed = tokens / passed if passed > 0 else 0.0
+            self._last[task.id] = Text(f"{task.fields['chains']}  {speed:,.0f} tokens/s  {seconds:.1f} s")
+        return self._last[task.id]
 
 
 def print_result(results: Mapping[str, Any], out: Path, report: Report | None, console: Console | None = None) -> None:

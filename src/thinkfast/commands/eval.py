@@ -33,6 +33,9 @@ def run(
     ] = None,
     problems: Annotated[str | None, typer.Option(help="Problem set: tiny_test, gsm8k_test500, a .jsonl file.")] = None,
     limit: Annotated[int | None, typer.Option(help="The first so many problems.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="How to ask: auto (by the chat template), plain, boxed, llama, completion.")
+    ] = None,
     n: Annotated[int | None, typer.Option("-n", help="Samples per problem (8, or no limit with --seconds).")] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds for each model and the whole set.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
@@ -65,6 +68,7 @@ def run(
     given = {
         "problems": problems,
         "limit": limit,
+        "prompt": prompt,
         "n": n,
         "seconds": seconds,
         "temperature": temperature,
@@ -78,6 +82,6 @@ def run(
         changes.append(f"models={json.dumps(model)}")  # JSON is YAML
     config = load_config(EvalConfig, paths[0] if paths else None, changes)
     with EvalView(config) as view:
-        evaluate(config, out, on_start=view.start, on_chain=view.chain)
+        evaluate(config, out, on_load=view.load, on_start=view.start, on_chain=view.chain)
     results = load_results(out)
     print_result(results, out, render_report(results, out) if report else None)

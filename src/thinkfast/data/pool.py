@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinkfast.data.procedural import SEED, generate
+from thinkfast.data.prompts import prompt_tokens
 from thinkfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -141,9 +142,9 @@ class Pool:
 
 
 def encode(question: str, solution: str, tokenizer: Tokenizer, end: int) -> Example:
-    """One example: the chat prompt, the solution, the end token."""
-    prompt = tokenizer.chat(question)
-    return Example((*prompt, *tokenizer.encode(solution), end), len(prompt))
+    """One example: the prompt as an evaluation asks it, the solution, the end token."""
+    asked = prompt_tokens(tokenizer, question)
+    return Example((*asked, *tokenizer.encode(solution), end), len(asked))
 
 
 def join(pools: Iterable[Pool]) -> Pool:

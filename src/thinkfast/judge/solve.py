@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from thinkfast.data.prompts import prompt_tokens
 from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import Chain, Request, SamplingParams
 from thinkfast.errors import InputError
@@ -132,7 +133,7 @@ def _open(
 
 
 def _prompts(loaded: Loaded, problems: Sequence[str], limit: int | None) -> list[tuple[int, ...]]:
-    prompts = [tuple(loaded.tokenizer.chat(problem)) for problem in problems]
+    prompts = [tuple(prompt_tokens(loaded.tokenizer, problem)) for problem in problems]
     for number, prompt in enumerate(prompts):
         if limit is not None and len(prompt) >= limit:
             which = "the problem" if len(prompts) == 1 else f"problem {number}"

@@ -34,7 +34,7 @@ class Tokenizer:
             ) from error
         self.path = path
         self.eos_ids = eos_ids
-        self._chat_template = chat_template
+        self.chat_template = chat_template
         self._config = config
 
     @classmethod
@@ -126,10 +126,10 @@ class Tokenizer:
 
     @cached_property
     def _template(self) -> ChatTemplate | None:
-        if self._chat_template is None:
+        if self.chat_template is None:
             return None
         tokens = {k: _text(v) or "" for k, v in self._config.items() if k.endswith("_token")}
-        return ChatTemplate(self._chat_template, tokens)
+        return ChatTemplate(self.chat_template, tokens)
 
 
 def _text(token: Any) -> str | None:

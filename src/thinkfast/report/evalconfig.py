@@ -16,6 +16,7 @@ import torch
 
 from thinkfast import yaml12
 from thinkfast.config import read_yaml, to_yaml
+from thinkfast.data.prompts import Style
 from thinkfast.engine.request import SamplingParams
 from thinkfast.errors import InputError, OutputError
 from thinkfast.files import require_output_dir
@@ -31,15 +32,17 @@ class EvalConfig:
     """An evaluation: every model answers the same problems under the same caps.
 
     models: names or folders, each optionally `label=model`. problems, limit, problem_seed: as for `load_problems`.
+    prompt: how the question is put (`data.prompts`), "auto" for what the model's chat template calls for.
     n: samples per problem, None for as many as the seconds allow. seconds: budget of each model for the whole problem
-    set, None for as long as n samples take. unit: samples of every problem that are made, and kept, together: a kill
-    loses at most one unit, a larger one fills batches better. The rest is as for `SamplingParams` and `LLM`.
+    set, None for as long as n samples take. unit: samples of every problem that are made, and kept, together, at most: a
+    kill loses one unit, a larger one fills batches better; of many problems fewer are taken. The rest is as for `SamplingParams` and `LLM`.
     """
 
     models: tuple[str, ...]
     problems: str = "tiny_test"
     limit: int | None = None
     problem_seed: int | None = None
+    prompt: Style = "auto"
     n: int | None = 8
     seconds: float | None = None
     unit: int = 4

@@ -50,6 +50,7 @@ def evaluate(
     config: EvalConfig,
     out: Path,
     *,
+    on_load: Callable[[str], None] | None = None,
     on_start: Callable[[Start], None] | None = None,
     on_chain: Callable[[Row], None] | None = None,
     checker: Equivalence | None = None,
@@ -59,7 +60,8 @@ def evaluate(
     Writes `samples.jsonl` (rows), `units.jsonl` (commits), `eval.yaml` (the config) and `eval.json` (the records).
 
     Arguments:
-        on_start, on_chain: progress; rows arrive as chains finish, before their unit is committed.
+        on_load, on_start, on_chain: progress: a system's model is being loaded, its clock starts, a chain is judged;
+            rows arrive as chains finish, before their unit is committed.
         checker: decides what keys cannot. None takes `judge.checker.Checker`, started before any clock; but where
             every gold answer is a plain number, keys decide and no checker runs.
 
@@ -83,6 +85,8 @@ def evaluate(
         for system, spec in zip(systems, specs, strict=True):
             if system.name not in records:
                 run = SystemRun(config, system, spec, problems, log, checker)
+                if on_load is not None:
+                    on_load(system.name)
                 records[system.name] = run.go(on_start, on_chain)
                 _write(out, config, problems, list(records.values()), note)
     return Evaluation(out, config, tuple(records[system.name] for system in systems))

@@ -13,19 +13,23 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from thinkfast.data.problems import Problem
+from thinkfast.data.prompts import prompt_tokens
 from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import Chain, Request, SamplingParams
 from thinkfast.errors import OutputError, ProblemError
 from thinkfast.judge.answer import Equivalence, judge
 from thinkfast.models.loading import load_model
 from thinkfast.models.spec import ModelSpec
+from thinkfast.models.tokenizer import Tokenizer
 from thinkfast.report.evalconfig import DTYPES, EvalConfig, System
 from thinkfast.report.samples import Row, SampleLog, Unit
 
 WARM_UP_TOKENS = 8
+FILLS = 4
+"""Batches that a unit may fill at most: more would not fill them better, and a kill loses a unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +58,17 @@ class SystemRecord:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A system begins, or goes on: chains it will make at most (None: until the budget ends), and those it has."""
+    """A system begins, or goes on: chains it will make at most (None: until the budget ends), and those it has.
+
+    live: its clock, and the tokens generated since this start, chains that are not finished included; may be asked
+    from another thread.
+    """
 
     system: str
     chains: int | None
     done: int
     seconds: float
+    live: Callable[[], tuple[float, int]] = field(compare=False)
 
 
 class SystemRun:
@@ -81,6 +90,7 @@ class SystemRun:
         self.problems_sha = hashlib.sha256(repr([(p.id, p.question, p.answer) for p in problems]).encode()).hexdigest()
         self.units = [unit for unit in log.units if unit.system == system.name]
         self.base = self.units[-1].seconds if self.units else 0.0
+        self.size = min(config.unit, -(-FILLS * config.max_batch // len(problems)))
         self.started = 0.0
 
     def go(self, on_start: Callable[[Start], None] | None, on_chain: Callable[[Row], None] | None) -> SystemRecord:
@@ -88,17 +98,22 @@ class SystemRun:
         began = time.monotonic()
         loaded = load_model(self.system.model, DTYPES[config.dtype], config.device)
         self._same_inputs(loaded.sha)
-        prompts = self._prompts(loaded.tokenizer.chat)
+        prompts = self._prompts(loaded.tokenizer)
         longest = max(map(len, prompts)) + config.max_tokens
         if self.spec.n_attention:
             longest = min(longest, self.spec.max_positions)
-        rows = min(config.max_batch, count * min(config.unit, config.n or config.unit))
+        rows = min(config.max_batch, count * min(self.size, config.n or self.size))
         llm = LLM(loaded, rows, longest)
         self._warm_up(llm, prompts, rows)
         load_seconds = time.monotonic() - began
         if on_start is not None:
-            chains = None if config.n is None else config.n * count
-            on_start(Start(self.system.name, chains, sum(unit.rows for unit in self.units), self.base))
+            chains, warm = None if config.n is None else config.n * count, llm.stats.generated_tokens
+            self.started = time.monotonic()
+
+            def live() -> tuple[float, int]:
+                return self.now(), llm.stats.generated_tokens - warm
+
+            on_start(Start(self.system.name, chains, sum(unit.rows for unit in self.units), self.base, live))
         gc.collect()
         self.started = time.monotonic()
         while (size := self._next_size()) > 0:
@@ -118,10 +133,10 @@ class SystemRun:
         """Seconds of this system's run, those before a kill included."""
         return self.base + time.monotonic() - self.started
 
-    def _prompts(self, chat: Callable[[str], list[int]]) -> list[tuple[int, ...]]:
+    def _prompts(self, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
         prompts = []
         for problem in self.problems:
-            prompt = tuple(chat(problem.question))
+            prompt = tuple(prompt_tokens(tokenizer, problem.question, self.config.prompt))
             if self.spec.n_attention and len(prompt) >= self.spec.max_positions:
                 raise ProblemError(
                     f"problem {problem.id!r} has {len(prompt)} tokens, and {self.system.name!r} was made for "
@@ -147,7 +162,7 @@ class SystemRun:
         c = self.config
         if (self.units and self.units[-1].final) or (c.seconds is not None and self.now() >= c.seconds):
             return 0
-        return c.unit if c.n is None else max(0, min(c.unit, c.n - self._first()))
+        return self.size if c.n is None else max(0, min(self.size, c.n - self._first()))
 
     def _first(self) -> int:
         return sum(unit.count for unit in self.units)

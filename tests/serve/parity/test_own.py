@@ -44,13 +44,14 @@ def test_all_forms_agree(case: tuple[Loaded, list[Greedy]]) -> None:
     loaded, chains = case
     checks = [
         own.prefill_against_step(loaded, chains),
+        own.fine_prefill_against_step(loaded, chains),
         own.one_against_ragged(loaded, chains),
         own.alone_against_together(loaded, chains[:3], NEW),
         own.fork_against_independent(loaded, chains[:2], NEW),
     ]
-    assert [check.status for check in checks] == ["passed"] * 4, checks
+    assert [check.status for check in checks] == ["passed"] * 5, checks
     assert "prefilled 1 to 30 tokens" in checks[0].detail
-    assert "6 sampled chains" in checks[2].detail
+    assert "6 sampled chains" in checks[3].detail
 
 
 def test_a_wrong_step_breaks_prefill_against_step(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +68,7 @@ def test_a_wrong_step_breaks_prefill_against_step(make: Any, monkeypatch: pytest
     monkeypatch.setenv("THINKFAST_NATIVE", "0")  # the compiled step does not call it
     monkeypatch.setattr(Mamba, "step", twice_the_bias)
     assert own.prefill_against_step(loaded, chains).status == "broken"
+    assert own.fine_prefill_against_step(loaded, chains).status == "broken"
     assert own.one_against_ragged(loaded, chains).status == "passed"
 
 

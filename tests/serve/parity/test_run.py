@@ -16,7 +16,14 @@ from thinkfast.serve.parity.report import Check
 from thinkfast.serve.parity.run import Plan, missing, run_parity, stock_folder
 
 SMALL = Plan(quick=True, prompts=2, new=4, few=1, steps=16)
-ROWS = ["prefill, then step", "batch of one", "requests one by one", "fork of one prefill", "bf16 drift"]
+ROWS = [
+    "prefill, then step",
+    "prefill, then step, fp64",
+    "batch of one",
+    "requests one by one",
+    "fork of one prefill",
+    "bf16 drift",
+]
 
 
 @pytest.mark.usefixtures("grouped_norm")

@@ -1,4 +1,5 @@
-"""Our forms against each other: step by step, packed, forked, batched. All in fp32, on logits or on whole chains.
+"""Our forms against each other: step by step, packed, forked, batched; on logits or on whole chains, in fp32 and, where
+rounding is to have no say, in fp64.
 
 Legend: L tokens of a sequence, S steps, n sequences, V vocabulary.
 
@@ -7,7 +8,9 @@ Usage: ``for check in (prefill_against_step, one_against_ragged, ...): check(loa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,21 +18,38 @@ from torch import Tensor
 from thinkfast.engine.cache import Cache, Fork
 from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import Chain, Request, SamplingParams
+from thinkfast.engine.rng import sample_key
 from thinkfast.engine.runner import DecodeStep, plan_for
 from thinkfast.models.loading import Loaded
+from thinkfast.models.precision import at_least_fp32
 from thinkfast.models.ragged import Ragged
+from thinkfast.serve.parity.chance import Parting, count_partings
 from thinkfast.serve.parity.conditioning import Gap, settle
 from thinkfast.serve.parity.report import Check
 from thinkfast.serve.parity.sample import LOGITS, Greedy, our_logits
 
 SAMPLES = 8
+TEMPERATURE = 0.8
+FINE = 1e-6
+"""For fp64: eight digits above its rounding, so that an amplification of 10^8 between two orders of sums is allowed."""
 
 
 def prefill_against_step(loaded: Loaded, chains: Sequence[Greedy]) -> Check:
-    """Prefill of the first tokens, then one step a token, against one parallel pass, on every stepped position.
+    """Prefill of the first tokens, then one step a token, against one parallel pass, on every stepped position."""
+    gaps, detail = _stepped(loaded, chains)
+    settled = settle(loaded, gaps, LOGITS)
+    return Check("prefill, then step", "one parallel pass", settled.worst, LOGITS, "", detail + settled.said)
 
-    Prompts cut to 1, 2, and around the convolution's width are where a state handed over wrongly shows.
-    """
+
+def fine_prefill_against_step(loaded: Loaded, chains: Sequence[Greedy]) -> Check:
+    """The same in fp64, where nothing is put down to rounding: what is left is the formulas."""
+    gaps, detail = _stepped(replace(loaded, model=copy.deepcopy(loaded.model).double()), chains)
+    worst = max(float(gap.sizes.max()) for gap in gaps)
+    return Check("prefill, then step, fp64", "one parallel pass", worst, FINE, "", detail)
+
+
+def _stepped(loaded: Loaded, chains: Sequence[Greedy]) -> tuple[list[Gap], str]:
+    """Prompts cut to 1, 2, and around the convolution's width are where a state handed over wrongly shows."""
     width = loaded.spec.d_conv
     cuts = [len(chain.prompt) for chain in chains]
     for i, cut in enumerate((1, 2, width - 1, width, width + 1)):
@@ -43,16 +63,14 @@ def prefill_against_step(loaded: Loaded, chains: Sequence[Greedy]) -> Check:
     ]
     sizes = torch.stack(rows, 1)
     gaps = [Gap(s, cut, row) for s, cut, row in zip(sequences, cuts, sizes, strict=True)]
-    settled = settle(loaded, gaps, LOGITS)
-    detail = f"{len(cuts)} sequences, prefilled {min(cuts)} to {max(cuts)} tokens, then {steps} steps{settled.said}"
-    return Check("prefill, then step", "one parallel pass", settled.worst, LOGITS, "", detail)
+    return gaps, f"{len(cuts)} sequences, prefilled {min(cuts)} to {max(cuts)} tokens, then {steps} steps"
 
 
 @torch.inference_mode()
 def step_logits(
     loaded: Loaded, sequences: Sequence[Sequence[int]], cuts: Sequence[int], steps: int
 ) -> Iterator[Tensor]:
-    """``steps`` times [n, V] in fp32: logits of the tokens after each sequence's first ``cut``, fed one at a time."""
+    """``steps`` times logits [n, V], in at least fp32, of the tokens after each sequence's ``cut``, one at a time."""
     model, device = loaded.model, loaded.model.head_weight.device
     plan = plan_for(model, len(cuts), max(cuts) + steps)
     cache = Cache(loaded.spec, plan.max_batch, plan.max_len, plan.pages, model.head_weight.dtype, device)
@@ -64,7 +82,7 @@ def step_logits(
     positions = torch.tensor(list(cuts), device=device)
     step = DecodeStep(model, cache, plan)
     for i in range(steps):
-        yield step(tokens[:, i].contiguous(), positions + i).float().clone()
+        yield at_least_fp32(step(tokens[:, i].contiguous(), positions + i)).clone()
 
 
 @torch.inference_mode()
@@ -87,13 +105,13 @@ def one_against_ragged(loaded: Loaded, chains: Sequence[Greedy]) -> Check:
 def alone_against_together(loaded: Loaded, chains: Sequence[Greedy], new: int) -> Check:
     """Sampled chains of requests that run one after the other against the same requests in one batch."""
     prompts = [chain.prompt for chain in chains]
-    params = SamplingParams(n=2, temperature=0.8, max_tokens=new, seed=7)
+    params = SamplingParams(n=2, temperature=TEMPERATURE, max_tokens=new, seed=7)
     requests = [Request(str(i), prompt, params) for i, prompt in enumerate(prompts)]
     llm = LLM(loaded, max_batch=2 * len(prompts), max_len=max(map(len, prompts)) + new)
     together = {(c.request, c.index): c.tokens for c in llm.stream(requests)}
-    alone = {(c.request, c.index): c.tokens for request in requests for c in llm.stream([request])}
-    differing = sum(together[key] != alone[key] for key in together)
-    detail = f"{len(together)} sampled chains of up to {new} tokens"
+    alone = [chain for request in requests for chain in llm.stream([request])]
+    differing, said = _differing(loaded, prompts, together, alone, params)
+    detail = f"{len(together)} sampled chains of up to {new} tokens{said}"
     return Check("requests one by one", "the same in one batch", float(differing), 0.0, "chains", detail)
 
 
@@ -102,15 +120,33 @@ def fork_against_independent(loaded: Loaded, chains: Sequence[Greedy], new: int)
     prompts = [chain.prompt for chain in chains]
     llm = LLM(loaded, max_batch=SAMPLES * len(prompts), max_len=max(map(len, prompts)) + new)
 
+    params = SamplingParams(n=SAMPLES, temperature=TEMPERATURE, max_tokens=new, seed=11)
+
     def request(i: int, count: int, first: int) -> Request:
-        params = SamplingParams(n=count, temperature=0.8, max_tokens=new, seed=11)
-        return Request(str(i), prompts[i], params, first_index=first)
+        return Request(str(i), prompts[i], replace(params, n=count), first_index=first)
 
     numbers = range(len(prompts))
     forked = {(c.request, c.index): c.tokens for c in llm.stream([request(i, SAMPLES, 0) for i in numbers])}
     single: list[Chain] = []
     for first in range(SAMPLES):
         single += llm.stream([request(i, 1, first) for i in numbers])
-    differing = sum(forked[c.request, c.index] != c.tokens for c in single)
-    detail = f"{SAMPLES} samples of each of {len(prompts)} prompts, up to {new} tokens"
+    differing, said = _differing(loaded, prompts, forked, single, params)
+    detail = f"{SAMPLES} samples of each of {len(prompts)} prompts, up to {new} tokens{said}"
     return Check("fork of one prefill", "independent prefills", float(differing), 0.0, "chains", detail)
+
+
+def _differing(
+    loaded: Loaded,
+    prompts: Sequence[tuple[int, ...]],
+    ours: Mapping[tuple[str, int], tuple[int, ...]],
+    others: Sequence[Chain],
+    params: SamplingParams,
+) -> tuple[int, str]:
+    """How many of ``others`` are not the chain of the same request and index, rounding allowed for, and a remark."""
+    pairs = [
+        Parting(
+            prompts[int(c.request)], sample_key(params.seed, c.request, c.index), ours[c.request, c.index], c.tokens
+        )
+        for c in others
+    ]
+    return count_partings(loaded, pairs, params.temperature)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from thinkfast.data.problems import load_problems
+from thinkfast.data.prompts import prompt_tokens
 from thinkfast.errors import InputError, ModelError, ParityError
 from thinkfast.models.checkpoint import save_checkpoint
 from thinkfast.models.loading import Loaded
@@ -91,7 +92,7 @@ def run_parity(loaded: Loaded, plan: Plan, on_check: OnCheck | None = None) -> P
 
 def _groups(loaded: Loaded, folder: Path, plan: Plan, keep: Callable[[Curve], None]) -> Iterator[Group]:
     problems = load_problems(plan.problems, limit=plan.prompts)
-    prompts = [loaded.tokenizer.chat(problem.question) for problem in problems]
+    prompts = [prompt_tokens(loaded.tokenizer, problem.question) for problem in problems]
     chains = draw_sample(loaded, prompts, plan.new)
     few, texts = chains[: plan.few], [problem.question for problem in problems]
 
@@ -101,6 +102,7 @@ def _groups(loaded: Loaded, folder: Path, plan: Plan, keep: Callable[[Curve], No
         return [check]
 
     yield lambda: [own.prefill_against_step(loaded, chains)]
+    yield lambda: [own.fine_prefill_against_step(loaded, few)]
     yield lambda: [own.one_against_ragged(loaded, chains)]
     yield lambda: [own.alone_against_together(loaded, few, plan.new)]
     yield lambda: [own.fork_against_independent(loaded, few, plan.new)]

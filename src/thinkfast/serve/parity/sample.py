@@ -16,6 +16,7 @@ from torch import Tensor
 from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import SamplingParams
 from thinkfast.models.loading import Loaded
+from thinkfast.models.precision import at_least_fp32
 from thinkfast.models.ragged import Ragged
 
 LOGITS = 2e-4
@@ -57,10 +58,12 @@ def draw_sample(loaded: Loaded, prompts: Sequence[Sequence[int]], new: int) -> l
 
 @torch.inference_mode()
 def our_logits(loaded: Loaded, sequence: Sequence[int]) -> Tensor:
-    """[L, V] in fp32, by one parallel pass."""
+    """[L, V] in at least fp32, by one parallel pass."""
     device = loaded.model.head_weight.device
     tokens = torch.tensor(sequence, device=device)
-    return loaded.model.logits(loaded.model(tokens, Ragged(torch.tensor([len(sequence)], device=device)))).float()
+    return at_least_fp32(
+        loaded.model.logits(loaded.model(tokens, Ragged(torch.tensor([len(sequence)], device=device))))
+    )
 
 
 def our_logprobs(loaded: Loaded, sequence: Sequence[int]) -> Tensor:

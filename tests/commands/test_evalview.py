@@ -1,0 +1,69 @@
+"""The eval's progress: what is there before the first chain ends, after a resume, and without a terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from thinkfast.commands import _evalview
+from thinkfast.commands._evalview import EvalView
+from thinkfast.report.evalconfig import EvalConfig
+from thinkfast.report.samples import Row
+from thinkfast.report.systemrun import Start
+
+
+def console() -> tuple[Console, Callable[[], str]]:
+    out = io.StringIO()
+    return Console(file=out, force_terminal=True, width=100, color_system=None), out.getvalue
+
+
+def row(seconds: float) -> Row:
+    return Row("smollm2", "p", 0, 200, "text", "5", "5", True, "stop", -1.0, seconds)
+
+
+def test_speed_counts_chains_that_are_not_finished() -> None:
+    shown, text = console()
+    with EvalView(EvalConfig(("smollm2",), n=8), shown) as view:
+        view.load("smollm2")
+        view._bar.refresh()
+        assert "smollm2: loading" in text()
+        view.start(Start("smollm2", 160, 0, 0.0, lambda: (4.0, 1200)))
+        view._bar.refresh()
+        assert "0/160 chains  300 tokens/s  4.0 s" in text()
+        view.chain(row(5.0))
+        view._bar.refresh()
+        assert "1/160 chains" in text()
+
+
+def test_a_resumed_run_says_where_it_goes_on() -> None:
+    shown, text = console()
+    with EvalView(EvalConfig(("smollm2",), n=8), shown) as view:
+        view.start(Start("smollm2", 160, 80, 281.2, lambda: (291.2, 1000)))
+        view._bar.refresh()
+    assert "going on after 80 of 160 chains and 281 s" in text()
+    assert "80/160 chains  100 tokens/s" in text()
+
+
+def test_a_finished_bar_keeps_its_figures() -> None:
+    shown, _ = console()
+    with EvalView(EvalConfig(("a",), n=1), shown) as view:
+        clock = iter([(1.0, 10), (2.0, 40), (3.0, 90), (9.0, 90), (9.0, 90), (9.0, 90)])
+        view.start(Start("a", 1, 0, 0.0, lambda: next(clock)))
+        view.chain(row(2.0))
+        column = view._bar.columns[3]
+        first = column(view._bar.tasks[0])
+        assert column(view._bar.tasks[0]) == first
+
+
+def test_without_a_terminal_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_evalview, "EVERY", -1.0)
+    with EvalView(EvalConfig(("smollm2",), n=8), Console(file=io.StringIO())) as view:
+        view.load("smollm2")
+        view.start(Start("smollm2", 160, 0, 0.0, lambda: (4.0, 1200)))
+        view.chain(row(5.0))
+    assert capsys.readouterr().err == "smollm2: 1/160 chains, 5 s\n"
