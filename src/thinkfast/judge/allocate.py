@@ -22,6 +22,8 @@ from thinkfast.judge.deciding import stays
 if TYPE_CHECKING:
     from thinkfast.judge.poll import Poll
 
+TURN = 4  # chains of a problem that one request begins, once it has begun as many
+
 
 class Allocator(Protocol):
     """Deals chains to problems."""
@@ -43,7 +45,7 @@ class Uniform:
     name: str = "uniform"
 
     def share(self, polls: Sequence[Poll], count: int) -> list[int]:
-        return _deal([float(poll.begun) for poll in polls], [1.0] * len(polls), [poll.left for poll in polls], count)
+        return _deal([float(poll.begun) for poll in polls], [1.0] * len(polls), polls, [p.left for p in polls], count)
 
 
 UNIFORM = Uniform()
@@ -64,7 +66,7 @@ class Promising:
     def share(self, polls: Sequence[Poll], count: int) -> list[int]:
         first = [max(0, min(poll.left, self.opening - poll.begun)) for poll in polls]
         if sum(first):
-            opened = _deal([float(poll.begun) for poll in polls], [1.0] * len(polls), first, count)
+            opened = _deal([float(poll.begun) for poll in polls], [1.0] * len(polls), polls, first, count)
             count -= sum(opened)
         else:
             opened = [0] * len(polls)
@@ -74,7 +76,7 @@ class Promising:
         flying = [poll.begun - poll.finished + more for poll, more in zip(polls, opened, strict=True)]
         left = [poll.left - more for poll, more in zip(polls, opened, strict=True)]
         at = [cost * (fly + 1) for cost, fly in zip(costs, flying, strict=True)]
-        rest = _deal(at, costs, left, count)
+        rest = _deal(at, costs, polls, left, count)
         return [a + b for a, b in zip(opened, rest, strict=True)]
 
     def worth(self, poll: Poll) -> float:
@@ -87,17 +89,24 @@ class Promising:
         return change * right / poll.mean_tokens
 
 
-def _deal(at: Sequence[float], step: Sequence[float], left: Sequence[int], count: int) -> list[int]:
-    """Deal ``count`` one by one to the smallest of ``at``, which then moves up by its ``step``."""
+def _deal(
+    at: Sequence[float], step: Sequence[float], polls: Sequence[Poll], left: Sequence[int], count: int
+) -> list[int]:
+    """Deal ``count`` to the smallest of ``at``, which then moves up by its ``step`` for each.
+
+    One at a time at first, later up to TURN together, because every request prefills its prompt again.
+    """
     shares = [0] * len(at)
     heap = [(value, place) for place, value in enumerate(at) if left[place] > 0]
     heapq.heapify(heap)
     while heap and count > 0:
         value, place = heap[0]
-        shares[place] += 1
-        count -= 1
+        begun = polls[place].begun + shares[place]
+        turn = min(max(1, begun), TURN, left[place] - shares[place], count)
+        shares[place] += turn
+        count -= turn
         if shares[place] < left[place]:
-            heapq.heapreplace(heap, (value + step[place], place))
+            heapq.heapreplace(heap, (value + turn * step[place], place))
         else:
             heapq.heappop(heap)
     return shares
