@@ -444,7 +444,7 @@ def test_an_iterator_may_have_nothing_yet() -> None:
                 yield None
 
     for chain in llm.stream(requests()):
-        done.append(chain.request)
+        done += [chain.request]
     assert (done, asked) == (["0", "1", "2"], [0, 1, 2])
     assert llm._runner.usage == EMPTY
     idle = llm.stream(iter(lambda: None, 0), seconds=0.05)

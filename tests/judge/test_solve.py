@@ -14,6 +14,7 @@ import pytest
 import thinkfast.engine.llm
 import thinkfast.engine.session
 import thinkfast.judge.solve
+import thinkfast.judge.source
 from thinkfast.engine.llm import LLM
 from thinkfast.errors import InputError, ModelError
 from thinkfast.judge.events import ChainFinished, Decided, Event, Started, VoteChanged
@@ -55,7 +56,7 @@ def clock(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr(llm._runner, "step", slow_step)
     fake = SimpleNamespace(monotonic=lambda: now.seconds, sleep=lambda seconds: None)
-    for module in (thinkfast.engine.llm, thinkfast.engine.session, thinkfast.judge.solve):
+    for module in (thinkfast.engine.llm, thinkfast.engine.session, thinkfast.judge.solve, thinkfast.judge.source):
         monkeypatch.setattr(module, "time", fake)
     return now
 
@@ -120,8 +121,8 @@ def test_the_best_answer_so_far_is_given_at_the_deadline(llm: LLM, clock: Simple
     found = solve(CARDS, seconds=whole.seconds + 0.1, model=llm, n=64)
     assert (found.answer, found.status) == ("90", "deadline")
     assert found.n_finished >= 8
-    assert any(ballot.chain.finish == "deadline" for ballot in found.chains)
-    # Cut chains without a mark have not voted: the share is that of those that have.
+    # No ninth chain could have finished, so none was begun.
+    assert len(found.chains) == found.n_finished
     assert found.votes == whole.votes
     assert found.note == f"time was up after {found.n_finished} of 64 chains"
 
@@ -169,9 +170,10 @@ def test_a_decision_ends_the_rest_before_the_next_step(llm: LLM, clock: SimpleNa
 
 
 def test_the_default_rule_stops_when_nothing_can_change(llm: LLM) -> None:
-    found = solve(CARDS, seconds=math.inf, model=llm, n=14, temperature=0.3)
-    # All 8 of the first wave agree, and 6 more can do nothing about it.
-    assert (found.answer, found.decided_early, found.n_finished, len(found.chains)) == ("90", True, 8, 8)
+    found = solve(CARDS, seconds=math.inf, model=llm, n=24, temperature=0.3)
+    # The first 12 agree, and 12 more can do nothing about it; others of the 16 may have ended in the same step.
+    assert (found.answer, found.decided_early) == ("90", True)
+    assert 12 <= found.n_finished <= 16
     assert found.share == 1.0
 
 

@@ -17,8 +17,8 @@ def chain(text: str, finish: Finish = "stop", index: int = 0) -> Chain:
 
 def tally_of(keys: list[str | None]) -> Tally:
     tally = Tally()
-    for key in keys:
-        tally.add(Ballot(chain(""), key, key, 0.0))
+    for index, key in enumerate(keys):
+        tally.add(Ballot(chain("", index=index), key, key, 0.0))
     return tally
 
 
@@ -43,8 +43,8 @@ def test_unbeatable_means_that_no_continuation_changes_the_winner(keys: list[str
 
 def test_the_most_common_form_of_an_answer_is_shown() -> None:
     tally = Tally()
-    for text in ("so \\boxed{0.5}", "thus \\boxed{1/2}", "hence \\boxed{1/2}", "or \\boxed{3}"):
-        tally.add(read(chain(text), 1.0))
+    for index, text in enumerate(("so \\boxed{0.5}", "thus \\boxed{1/2}", "hence \\boxed{1/2}", "or \\boxed{3}")):
+        tally.add(read(chain(text, index=index), 1.0))
     assert [(s.answer, s.count, s.share) for s in tally.standings()] == [("1/2", 3, 0.75), ("3", 1, 0.25)]
 
 

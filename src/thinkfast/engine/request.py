@@ -71,14 +71,16 @@ class SamplingParams:
 class Request:
     """``params.n`` samples of one prompt; they carry the indices first_index .. first_index + n - 1.
 
-    The token at (params.seed, id, sample index, position) depends on those and the logits alone, so the samples of a
-    request can be drawn in several calls, or on several machines, and stay the same.
+    The token at (params.seed, name, sample index, position) depends on those and the logits alone, so the samples of a
+    request can be drawn in several calls, or on several machines, and stay the same. name: the id where it is empty;
+    requests for other samples of the same prompt run side by side under ids of their own and one name.
     """
 
     id: str
     prompt: tuple[int, ...]
     params: SamplingParams
     first_index: int = 0
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,7 +147,7 @@ class Session:
             request, params = a.request, a.request.params
             samples = [Sample(request, request.first_index + a.first + i) for i in range(a.count)]
             limit, stop = self._scheduler.new_tokens(request), self.codec.stop(params.stop)
-            keys = [sample_key(params.seed, request.id, sample.index) for sample in samples]
+            keys = [sample_key(params.seed, request.name or request.id, sample.index) for sample in samples]
             rows = tuple(RowStart(key, params, limit, len(request.prompt), stop) for key in keys)
             starts.append(Start(self._open[request.id], rows, a.last))
             self._lineup += samples

@@ -1,4 +1,4 @@
-"""What `solve` tells while it works: started, a chain finished, the vote changed, decided.
+"""What `solve` tells while it works: started, a chain finished, the vote changed, decided, answered.
 
 Frozen values, so that a terminal, a server and a log can share them. They come from the thread that called `solve`,
 between two decode steps, and the time a listener takes is part of the budget.
@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from thinkfast.engine.session import Stats
+from thinkfast.judge.solution import Solution
 from thinkfast.judge.tally import Ballot, Standing
 
 
@@ -40,7 +41,7 @@ class ChainFinished:
 @dataclass(frozen=True, slots=True)
 class VoteChanged:
     """A ballot with an answer was counted. standings: all answers, the answer so far first. new_leader: whether that
-    one just took the lead.
+    one just took the lead. confidence: calibrated probability that it is right, None without a calibration.
     """
 
     problem: int
@@ -48,6 +49,7 @@ class VoteChanged:
     total: int
     new_leader: bool
     seconds: float
+    confidence: float | None = None
 
     @property
     def answer(self) -> str:
@@ -67,4 +69,12 @@ class Decided:
     seconds: float
 
 
-Event = Started | ChainFinished | VoteChanged | Decided
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The last event of a problem: what `solve` returns for it."""
+
+    problem: int
+    solution: Solution
+
+
+Event = Started | ChainFinished | VoteChanged | Decided | Answered

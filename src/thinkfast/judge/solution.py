@@ -18,14 +18,17 @@ class Solution:
     """The best answer that the seconds allowed, and how it came about.
 
     answer: None where no chain stated one; ``note`` then says why. share: the answer's part of the votes, those
-    without an answer included. votes: every answer, the winner first. chains: all that came back, in that order, the
+    without an answer included. confidence: how often such a vote was right on problems for development, None where the
+    model has no calibration. votes: every answer, the winner first. chains: all that came back, in that order, the
     cut ones too. seconds: from the call to the return; budget: what was given. status: "decided" (stopped with chains
     to spare, because the vote could not change), "complete" (all n chains finished) or "deadline". n: chains asked
-    for; n_finished: those that came to their own end. note: the same in a sentence.
+    for; n_finished: those that came to their own end. scoring_seconds: what a reward model took of the seconds. note:
+    the status in a sentence.
     """
 
     answer: str | None
     share: float
+    confidence: float | None
     votes: tuple[Standing, ...]
     chains: tuple[Ballot, ...]
     seconds: float
@@ -34,6 +37,8 @@ class Solution:
     n: int
     n_finished: int
     model: str
+    voter: str
+    scoring_seconds: float
     note: str
 
     @property
@@ -60,9 +65,12 @@ class Solution:
         return {
             "answer": self.answer,
             "share": self.share,
+            "confidence": self.confidence,
+            "voter": self.voter,
             "status": self.status,
             "note": self.note,
             "votes": [{"answer": s.answer, "key": s.key, "count": s.count, "share": s.share} for s in self.votes],
+            "scoring_seconds": self.scoring_seconds,
             "n": self.n,
             "n_finished": self.n_finished,
             "decided_early": self.decided_early,
@@ -88,7 +96,7 @@ def explain(answered: bool, status: Status, n: int, finished: int, cut: int, loa
         return f"loading the model took {load_seconds:.2f} s, so the time was up before a chain could start"
     of = f"{finished} of {n} chains" if n > 1 else f"{finished} of 1 chain"
     if status == "decided":
-        return f"decided after {of}: the rest could not have changed the vote"
+        return f"decided after {of}"
     if status == "complete":
         done = f"all {n} chains finished" if n > 1 else "the chain finished"
         return done if answered else f"{done}, but no answer was found in {'them' if n > 1 else 'it'}"

@@ -1,35 +1,62 @@
 """solve: sample many chains of thought, vote as they finish, and answer within a number of seconds.
 
 The clock starts with the call, so loading a model by name counts; pass an LLM to spend every second on sampling. The
-call returns within one decode step and 50 ms of the deadline; only loading cannot be cut short. It returns earlier
-when the chains still to come could not change the vote: their rows are freed and, in `solve_many`, go to the problems
-that are still open.
+call returns within one decode step and 50 ms of the deadline; only loading, and a listener's own time, cannot be cut
+short. It returns earlier when the vote is decided, or when no further chain could finish in time. In `solve_many` the
+rows of a decided problem go to the problems that are still open.
 
 Usage: ``thinkfast.solve("Tom has 3 apples …", seconds=5, model="tiny").answer``.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import TypedDict, Unpack
 
 from thinkfast.data.prompts import prompt_tokens
 from thinkfast.engine.llm import LLM
-from thinkfast.engine.request import Chain, Request, SamplingParams
+from thinkfast.engine.request import SamplingParams
 from thinkfast.errors import InputError
-from thinkfast.judge.events import Decided, Event, Started
-from thinkfast.judge.poll import Poll
-from thinkfast.judge.rounds import first_wave, next_wave, share_out, turns
+from thinkfast.judge.allocate import UNIFORM, Allocator, find_allocator
+from thinkfast.judge.answer import Equivalence
+from thinkfast.judge.confidence import Calibration, of_folder
+from thinkfast.judge.events import Answered, Event
+from thinkfast.judge.grader import Grader
+from thinkfast.judge.reward import Scorer
+from thinkfast.judge.run import Play
 from thinkfast.judge.solution import Solution
+from thinkfast.judge.source import Live
 from thinkfast.judge.tally import StopRule, unbeatable
+from thinkfast.judge.voters import MAJORITY, Voter, find_voter
 from thinkfast.models.loading import Loaded, load_model
 
 MAX_BATCH = 64  # rows of an engine that is made here
+
+
+class Options(TypedDict, total=False):
+    """What `solve`, `solve_many` and `stream` may be told besides problems, seconds and model.
+
+    n: most chains a problem (64); one at temperature 0, where all would be the same. temperature (1.0), seed (0),
+    max_tokens (512): as for `SamplingParams`. voter ("majority"): a name or a `Voter`. stop_rule: when a vote counts
+    as decided; the default stops when nothing can change any more. allocator ("uniform"): which problem the next
+    chain goes to, a name or an `Allocator`. scorer: a reward model or verifier, for voters that read scores. checker:
+    joins answers that only algebra can tell are the same; it works beside the sampling, and one that hangs costs
+    nothing. calibration: for the confidence; by default the one beside the model's weights.
+    """
+
+    n: int
+    temperature: float
+    seed: int
+    max_tokens: int
+    voter: str | Voter
+    stop_rule: StopRule
+    allocator: str | Allocator
+    scorer: Scorer | None
+    checker: Equivalence | None
+    calibration: Calibration | None
 
 
 def solve(
@@ -37,23 +64,17 @@ def solve(
     *,
     seconds: float,
     model: str | Path | LLM = "tiny",
-    n: int = 64,
-    temperature: float = 1.0,
-    seed: int = 0,
     on_event: Callable[[Event], None] | None = None,
-    max_tokens: int = 512,
-    stop_rule: StopRule = unbeatable,
+    **options: Unpack[Options],
 ) -> Solution:
-    """The answer that most of up to ``n`` chains agree on, by the deadline.
+    """The answer that up to ``n`` chains vote for, by the deadline.
 
     Arguments:
         problem: the question, as one would ask it.
         seconds: budget of the whole call, wall-clock; ``math.inf`` to wait for the vote however long it takes.
         model: a name or folder as for ``load_model``, or an LLM that is loaded already.
-        n: most chains; one at temperature 0, where all would be the same.
-        temperature, seed, max_tokens: as for ``SamplingParams``.
         on_event: called with each ``judge.events.Event``; its own time is part of the budget.
-        stop_rule: when the vote counts as decided; the default only stops when nothing can change any more.
+        options: see `Options`.
 
     Returns:
         The solution. Chains that still run at the deadline vote if they have marked an answer already. If no chain has
@@ -61,17 +82,7 @@ def solve(
 
     Errors: InputError for an empty or over-long problem or a number out of range; ModelError; CapacityError.
     """
-    return solve_many(
-        [problem],
-        seconds=seconds,
-        model=model,
-        n=n,
-        temperature=temperature,
-        seed=seed,
-        on_event=on_event,
-        max_tokens=max_tokens,
-        stop_rule=stop_rule,
-    )[0]
+    return solve_many([problem], seconds=seconds, model=model, on_event=on_event, **options)[0]
 
 
 def solve_many(
@@ -79,17 +90,30 @@ def solve_many(
     *,
     seconds: float,
     model: str | Path | LLM = "tiny",
-    n: int = 64,
-    temperature: float = 1.0,
-    seed: int = 0,
     on_event: Callable[[Event], None] | None = None,
-    max_tokens: int = 512,
-    stop_rule: StopRule = unbeatable,
+    **options: Unpack[Options],
 ) -> list[Solution]:
     """One solution a problem, in order, all by one deadline and from one run of the engine.
 
     Every problem gets its first chain before any gets its second, and a problem that is decided leaves its rows to the
     others. Arguments and errors as for ``solve``; ``n`` is per problem, and events carry the problem's number.
+    """
+    found: dict[int, Solution] = {}
+    for event in stream(problems, seconds=seconds, model=model, **options):
+        if on_event is not None:
+            on_event(event)
+        if isinstance(event, Answered):
+            found[event.problem] = event.solution
+    return [found[number] for number in range(len(problems))]
+
+
+def stream(
+    problems: Sequence[str], *, seconds: float, model: str | Path | LLM = "tiny", **options: Unpack[Options]
+) -> Iterator[Event]:
+    """The events of `solve_many` as they happen; the last of every problem is `Answered`.
+
+    Sampling goes on only while events are asked for, and the clock never stops. Closing the iterator ends everything;
+    the latest `VoteChanged` of a problem is then its best answer.
     """
     started = time.monotonic()
     if isinstance(problems, str):
@@ -100,22 +124,38 @@ def solve_many(
         if not problem.strip():
             which = "the problem" if len(problems) == 1 else f"problem {number}"
             raise InputError(f"{which} is empty", remedy="ask something, such as 'What is 3 times 4?'")
-    params = SamplingParams(n, temperature, max_tokens=max_tokens, seed=seed)
-    if params.greedy:
-        params = SamplingParams(1, temperature, max_tokens=max_tokens, seed=seed)
+    params, voter, allocator = _params(options), find_voter(options.get("voter", MAJORITY)), options.get("allocator")
+    scorer = options.get("scorer")
+    if voter.reads == "score" and scorer is None:
+        raise InputError(
+            f"the voter {voter.name!r} reads scores, and there is nobody to give them",
+            remedy="pass a scorer (--verifier on the command line), or the voter 'certainty', which needs none",
+        )
     if not problems:
-        return []
+        return iter(())
     llm, prompts = _open(model, problems, params)
-    polls = [Poll(number, prompt, params, stop_rule) for number, prompt in enumerate(prompts)]
-    run = _Run(llm, polls, started, started + seconds, on_event or _ignore)
-    loaded = time.monotonic() - started
-    late = loaded >= seconds
-    if not late:
-        run.tell(Started(llm.loaded.name, len(polls), params.n * len(polls), loaded, llm.stats))
-        run.sample()
-    took = time.monotonic() - started
-    lost = loaded if late and not isinstance(model, LLM) else None
-    return [poll.solution(llm.loaded.name, took, seconds, lost) for poll in polls]
+    grader = None if scorer is None else Grader(scorer)
+    if grader is not None:
+        grader.warm(problems[0], prompts[0])
+    play = Play(
+        Live(llm),
+        problems,
+        prompts,
+        params,
+        voter=voter,
+        stop_rule=options.get("stop_rule", unbeatable),
+        allocator=UNIFORM if allocator is None else find_allocator(allocator),
+        grader=grader,
+        checker=options.get("checker"),
+        calibration=options.get("calibration") or of_folder(llm.loaded.path),
+    )
+    return play.events(started, seconds, not isinstance(model, LLM))
+
+
+def _params(options: Options) -> SamplingParams:
+    n, temperature = options.get("n", 64), options.get("temperature", 1.0)
+    params = SamplingParams(n, temperature, max_tokens=options.get("max_tokens", 512), seed=options.get("seed", 0))
+    return replace(params, n=1) if params.greedy else params
 
 
 def _open(
@@ -142,65 +182,3 @@ def _prompts(loaded: Loaded, problems: Sequence[str], limit: int | None) -> list
                 remedy=f"shorten it to well under {limit} tokens, or use a model with a longer context",
             )
     return prompts
-
-
-def _ignore(event: Event) -> None:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """One call's sampling; ``started`` and ``deadline`` are times of time.monotonic."""
-
-    llm: LLM
-    polls: list[Poll]
-    started: float
-    deadline: float
-    tell: Callable[[Event], None]
-
-    def sample(self) -> None:
-        """Until every vote is decided, all chains are done, or the deadline."""
-        for requests in self._streams():
-            left = self.deadline - time.monotonic()
-            if left <= 0:
-                return
-            stream = self.llm.stream(requests, left if left < math.inf else None)
-            # A listener's error or Ctrl-C leaves the loop early; closing frees all that the stream still holds.
-            with closing(cast(Generator[Chain], stream)) as chains:
-                for chain in chains:
-                    self._count(chain)
-
-    def _count(self, chain: Chain) -> None:
-        poll = self.polls[int(chain.request.partition("/")[0])]
-        for event in poll.count(chain, time.monotonic() - self.started):
-            if isinstance(event, Decided):
-                for name in poll.asked:
-                    self.llm.cancel(name)
-            self.tell(event)
-
-    def _streams(self) -> Iterator[Iterable[Request]]:
-        """What to ask of the engine, one stream after another; each looks at the clock and the votes again."""
-        rows, n = self.llm.plan.max_batch, self.polls[0].params.n
-        size = first_wave(n, rows, len(self.polls), self.llm.loaded.model.head_weight.device.type == "cpu")
-        while polls := [poll for poll in self.polls if poll.left]:
-            if size > 1 and size >= sum(poll.left for poll in polls):
-                yield self._rest(polls, rows)
-                return
-            began = time.monotonic()
-            shares = share_out(size, [poll.begun for poll in polls])
-            yield [poll.ask(count) for poll, count in zip(polls, shares, strict=True) if count]
-            now = time.monotonic()
-            rest = sum(poll.left for poll in self.polls)
-            size = next_wave(size, now - began, self.deadline - now, rest, rows)
-
-    def _rest(self, polls: list[Poll], rows: int) -> Iterator[Request]:
-        """All that is left. The engine draws from this as room appears, so what is decided by then is never begun."""
-        if len(polls) == 1:
-            yield polls[0].ask(polls[0].left)
-            return
-        for count in turns(rows, len(polls)):
-            if not any(poll.left for poll in polls):
-                return
-            for poll in polls:
-                if poll.left:
-                    yield poll.ask(count, turn=True)

@@ -117,7 +117,8 @@ def weigh(keys: Sequence[str | None], values: Sequence[float | None] | None, vot
     mean = math.fsum(known) / len(known)
     given = np.array([mean if value is None else value for value in values], np.float64)
     given[[key is None for key in keys]] = -np.inf
-    return voter.weights(given[None])[0]
+    weights: Floats = voter.weights(given[None])[0]
+    return weights
 
 
 def _surface(keys: Sequence[str | None], answers: Sequence[str | None] | None, key: str | None) -> str | None:

@@ -141,7 +141,7 @@ def sign_test(a: Floats, b: Floats) -> float:
     wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
     n = wins + losses
     tail = sum(math.comb(n, i) for i in range(min(wins, losses) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, float(2 * tail / 2**n))
 
 
 def _resampled(values: Floats, resamples: int, seed: int) -> Floats:

@@ -4,8 +4,9 @@ Shapes: P problems, N samples of one problem in their order of finishing, k the 
 
 Why: with N samples at hand, "the first k" is one draw and 1-(1-p)^k is biased. pass@k is the estimator of Chen et al.
 (2021), 1 - C(N-c, k)/C(N, k), exact. maj@k, weighted@k and the like are the mean over all k-subsets of "the vote is
-right", by enumeration where there are at most `exact` subsets, else over random subsets under a fixed seed. Ties go to the key that finished
-first, chains without an answer never win, as in `judge.vote`. k > N is an error, never a silent pass@N.
+right", by enumeration where there are at most `exact` subsets, else over random subsets under a fixed seed. Ties go to
+the key that finished first, chains without an answer never win, as in `judge.vote`. k > N is an error, never a silent
+pass@N.
 
     pass_at_k(n=10, c=3, k=1)   # 0.3
 """

@@ -172,7 +172,7 @@ def _row(line: Mapping[str, Any], path: Path, number: int) -> Row:
     for name, kinds in _TYPES.items():
         if not isinstance(line.get(name), kinds):
             raise InputError(f"{path}:{number}: {name!r} is missing or of a wrong type", remedy="pass a sample log")
-    return Row(**{name: line[name] for name in _TYPES})
+    return Row(**{name: line.get(name) for name in _TYPES})  # type: ignore[arg-type]
 
 
 def _unit(line: Mapping[str, Any], path: Path) -> Unit:
