@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 from rich.console import Console
+from rich.progress import ProgressColumn
 
 from thinkfast.commands import _evalview
 from thinkfast.commands._evalview import EvalView
@@ -53,7 +55,7 @@ def test_a_finished_bar_keeps_its_figures() -> None:
         clock = iter([(1.0, 10), (2.0, 40), (3.0, 90), (9.0, 90), (9.0, 90), (9.0, 90)])
         view.start(Start("a", 1, 0, 0.0, lambda: next(clock)))
         view.chain(row(2.0))
-        column = view._bar.columns[3]
+        column = cast(ProgressColumn, view._bar.columns[3])
         first = column(view._bar.tasks[0])
         assert column(view._bar.tasks[0]) == first
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,3 +106,62 @@ def test_bad_lines_name_file_line_and_remedy(tmp_path: Path, row: dict[str, Any]
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ProblemError, match="holds no problems"):
         load_problems(write(tmp_path / "none.jsonl", "", ""))
+
+
+MATH = {"problem": "Find x.", "level": "Level 5", "type": "Algebra", "solution": "So $x = \\boxed{\\frac{1}{2}}$."}
+
+
+def test_math_as_it_is_published(tmp_path: Path) -> None:
+    """Hendrycks' files have the answer in the solution alone, MATH-500 has it beside."""
+    hard = MATH | {"answer": "0.5", "unique_id": "test/algebra/1.json", "subject": "Sums"}
+    path = write(tmp_path / "m.jsonl", MATH, hard)
+    solution = "So $x = \\boxed{\\frac{1}{2}}$."
+    assert load_problems(path) == [
+        Problem("m-00001", "Find x.", "\\frac{1}{2}", solution, "m", 5, "Algebra"),
+        Problem("test/algebra/1.json", "Find x.", "0.5", solution, "m", 5, "Sums"),
+    ]
+    with pytest.raises(ProblemError, match="no 'answer'"):
+        load_problems(write(tmp_path / "n.jsonl", MATH | {"solution": "I do not know."}))
+
+
+def test_a_file_of_a_hubs_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's cache laid out by hand, as its client leaves it after a download; there is no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    root = tmp_path / "hub" / "datasets--org--MATH-500"
+    snapshot = root / "snapshots" / ("0123456789abcdef" * 2 + "01234567")
+    (snapshot / "sub").mkdir(parents=True)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(snapshot.name)
+    write(snapshot / "sub" / "test.jsonl", MATH)
+    assert load_problems("hub:org/MATH-500/sub/test.jsonl")[0].answer == "\\frac{1}{2}"
+    with pytest.raises(ProblemError, match="not in the hub's cache") as caught:
+        load_problems("hub:org/MATH-500/train.jsonl")
+    assert "HF_HUB_OFFLINE" in caught.value.remedy
+    with pytest.raises(ProblemError, match="no file of a hub's data set") as caught:
+        load_problems("hub:org/MATH-500")
+    assert "hub:ORG/NAME/FILE" in caught.value.remedy
+
+
+def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read where pyarrow is (here a stand-in with its one call), and said so where it is not."""
+    path = tmp_path / "p.parquet"
+    path.write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ProblemError, match="needs pyarrow") as caught:
+        load_problems(str(path))
+    assert "pip install pyarrow" in caught.value.remedy
+
+    class Table:
+        def to_pylist(self) -> list[dict[str, Any]]:
+            return [GOOD, GOOD | {"id": "y"}]
+
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", SimpleNamespace(read_table=lambda path: Table()))
+    assert [problem.id for problem in load_problems(str(path))] == ["x", "y"]
+
+    def refuse(path: Path) -> Table:
+        raise ValueError("no footer")
+
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", SimpleNamespace(read_table=refuse))
+    with pytest.raises(ProblemError, match="is no Parquet file: no footer"):
+        load_problems(str(path))

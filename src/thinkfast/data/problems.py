@@ -1,27 +1,35 @@
 """What a model is asked: `Problem`, and where problems come from.
 
 A reference is a procedural split (`tiny_test`, or `tiny_test:6` for one difficulty), the name of a data set
-(`gsm8k_test500`) found in $THINKFAST_DATA, ./data or ../shared/data, or a path to any JSONL file whose lines hold
-"question" and "answer" (and, if they like, "id", "solution", "level", "subject", "source").
+(`gsm8k_test500`) found in $THINKFAST_DATA, ./data or ../shared/data, a path to any JSONL or Parquet file whose lines
+hold "question" and "answer" (and, if they like, "id", "solution", "level", "subject", "source"), or such a file in a
+data set of a model hub, `hub:ORG/NAME/FILE`. GSM8K's and MATH's own files are read as they are published.
 
 Usage: `load_problems("tiny_test", limit=100)`
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thinkfast.errors import ProblemError
+from thinkfast.data.boxed import last_boxed
+from thinkfast.errors import ModelError, ProblemError
 from thinkfast.jsonl import read_jsonl
+from thinkfast.models.sources import hub
 
 SIZES = {"tiny_train": 2_000, "tiny_val": 500, "tiny_test": 500}
 """Problems in each procedural reference when no limit is given; a limit may ask for more."""
 
+KINDS = (".jsonl", ".parquet")
+_ALIASES = {"problem": "question", "unique_id": "id", "type": "subject"}
+"""MATH's names of our fields."""
+_HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/(.+\.(?:jsonl|parquet))(?:@([\w./-]+))?")
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _GSM8K_ANSWER = "\n#### "
 
@@ -78,8 +86,10 @@ def _folders() -> list[Path]:
 
 
 def _find(ref: str) -> Path:
+    if ref.startswith(hub.PREFIX):
+        return _from_hub(ref.removeprefix(hub.PREFIX))
     path = Path(ref)
-    if path.suffix == ".jsonl" and path.is_file():
+    if path.suffix in KINDS and path.is_file():
         return path
     for folder in _folders():
         for name in (ref, f"{ref}.jsonl"):
@@ -88,17 +98,51 @@ def _find(ref: str) -> Path:
     known = sorted({p.stem for folder in _folders() if folder.is_dir() for p in folder.glob("*.jsonl")} | set(SIZES))
     raise ProblemError(
         f"no problems named {ref!r}",
-        remedy=f"use one of {', '.join(known)}, a path to a .jsonl file, or set THINKFAST_DATA to its folder",
+        remedy=f"use one of {', '.join(known)}, a path to a .jsonl file, hub:ORG/NAME/FILE, or set THINKFAST_DATA to "
+        "its folder",
     )
+
+
+def _from_hub(name: str) -> Path:
+    match = _HUB_FILE.fullmatch(name)
+    if match is None:
+        raise ProblemError(
+            f"{name!r} is no file of a hub's data set",
+            remedy="write hub:ORG/NAME/FILE.jsonl or .parquet, as in hub:HuggingFaceH4/MATH-500/test.jsonl",
+        )
+    try:
+        return hub.file(match[1], match[2], match[3], kind="dataset")
+    except ModelError as error:
+        raise ProblemError(error.message, remedy=error.remedy) from error
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every row with its number, counted from 1 as an editor does."""
+    if path.suffix == ".parquet":
+        yield from enumerate(_parquet(path), start=1)
+        return
+    rows = list(read_jsonl(path, error=ProblemError))
+    with path.open("rb") as file:
+        numbers = [number for number, line in enumerate(file, start=1) if line.strip()]
+    yield from zip(numbers, rows, strict=True)
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        parquet: Any = importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ProblemError(f"reading {path} needs pyarrow", remedy="pip install pyarrow, or use JSONL") from error
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
+        raise ProblemError(f"{path} is no Parquet file: {error}", remedy="download it again") from error
+    return rows
 
 
 def _read(path: Path) -> list[Problem]:
     problems: list[Problem] = []
     lines: dict[str, int] = {}
-    rows = list(read_jsonl(path, error=ProblemError))
-    with path.open("rb") as file:
-        numbers = [number for number, line in enumerate(file, start=1) if line.strip()]
-    for number, row in zip(numbers, rows, strict=True):
+    for number, row in _rows(path):
         problem = _problem(row, path, number)
         if problem.id in lines:
             raise ProblemError(
@@ -116,6 +160,9 @@ def _problem(row: dict[str, Any], path: Path, number: int) -> Problem:
     def fail(what: str, remedy: str) -> ProblemError:
         return ProblemError(f"{path}:{number}: {what}", remedy=remedy)
 
+    row = {_ALIASES[name]: value for name, value in row.items() if name in _ALIASES and _ALIASES[name] not in row} | row
+    if "answer" not in row and isinstance(row.get("solution"), str):  # MATH marks it in the solution alone
+        row["answer"] = last_boxed(row["solution"])
     question = _text(row, "question", fail)
     # An empty answer means "unknown" (MATH has one such line); a missing one is more likely a misnamed field.
     answer = None if row.get("answer") == "" else _text(row, "answer", fail)

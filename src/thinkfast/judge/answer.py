@@ -21,13 +21,12 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
+from thinkfast.data.boxed import last_boxed
 from thinkfast.judge.canonical import canonical_key
 from thinkfast.judge.equal import compare_keys
 
 __all__ = ["Equivalence", "Verdict", "canonical_key", "compare_keys", "extract_answer", "judge"]
 
-_BRACES = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(\{)?|\\.|[{}]", re.DOTALL)
-_BARE_BOX = re.compile(r"\\(?:frac|sqrt|text)[^\s$]*|[^\s${}\\]+")
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(\S[^\n]*)$", re.MULTILINE)
 _PHRASE = re.compile(
     r"answer(?:\*\*)?\s{0,3}(?:is|=|:|to the problem is|would be)(?![A-Za-z])(?:\*\*)?[ \t:]{0,5}", re.IGNORECASE
@@ -63,7 +62,7 @@ class Equivalence(Protocol):
 
 def extract_answer(text: str, *, last_number: bool = True) -> str | None:
     """The answer that `text` states, stripped, or None. Linear in the length of `text`, whatever is in it."""
-    answer = _boxed(text) or _after_hashes(text) or _after_phrase(text)
+    answer = last_boxed(text) or _after_hashes(text) or _after_phrase(text)
     if answer is None and last_number:
         answer = _last_number(text)
     return answer
@@ -81,32 +80,6 @@ def judge(text: str, gold: str | None, checker: Equivalence | None = None, *, la
     if correct is None and checker is not None:
         correct = checker.check(answer, gold)
     return Verdict(answer, key, correct)
-
-
-def _boxed(text: str) -> str | None:
-    if "\\boxed" not in text and "\\fbox" not in text:
-        return None
-    boxes: list[tuple[int, int]] = []  # (start, end) of the content of each outermost complete box
-    stack: list[int | None] = []  # for every open brace: where the content of its box starts, None for other braces
-    for match in _BRACES.finditer(text):
-        token = match[0]
-        if token.endswith("{") and token[0] in "\\{" and token != "\\{":
-            stack.append(match.end() if match[1] else None)
-        elif token == "}":
-            start = stack.pop() if stack else None
-            if start is not None:
-                while boxes and boxes[-1][0] > start:
-                    boxes.pop()
-                boxes.append((start, match.start()))
-        elif token.startswith(("\\boxed", "\\fbox")):
-            bare = _BARE_BOX.match(text, match.end())
-            if bare:
-                boxes.append(bare.span())
-    for start, end in reversed(boxes):
-        answer = text[start:end].strip()
-        if answer:
-            return answer
-    return None
 
 
 def _after_hashes(text: str) -> str | None:

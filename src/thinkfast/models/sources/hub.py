@@ -42,11 +42,12 @@ def snapshot(name: str) -> Path:
     return _fetched(name, lambda: snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
 
 
-def file(repo: str, path: str, revision: str | None = None) -> Path:
-    """One file of a model's repository. Errors: as for ``snapshot``."""
+def file(repo: str, path: str, revision: str | None = None, kind: str = "model") -> Path:
+    """One file of a repository; kind: "model" or "dataset". Errors: as for ``snapshot``."""
     from huggingface_hub import hf_hub_download
 
-    return _fetched(f"{repo}/{path}", lambda: hf_hub_download(repo, path, revision=revision))
+    name = f"{repo}/{path}"
+    return _fetched(name, lambda: hf_hub_download(repo, path, revision=revision, repo_type=kind), kind)
 
 
 def cached_snapshot(name: str) -> Path | None:
@@ -58,19 +59,19 @@ def cached_snapshot(name: str) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _fetched(name: str, download: Callable[[], str]) -> Path:
+def _fetched(name: str, download: Callable[[], str], kind: str = "model") -> Path:
     from huggingface_hub import errors
 
     try:
         return Path(download())
     except errors.GatedRepoError as error:
         remedy = "accept its terms on its page, then `hf auth login` or set HF_TOKEN"
-        raise ModelError(f"the hub's model {name!r} is gated", remedy=remedy) from error
+        raise ModelError(f"the hub's {kind} {name!r} is gated", remedy=remedy) from error
     except errors.RevisionNotFoundError as error:
         raise ModelError(f"{name!r}: there is no such revision", remedy="check what stands behind the @") from error
     except errors.RepositoryNotFoundError as error:
-        remedy = "check the spelling; for a private model, `hf auth login` or set HF_TOKEN"
-        raise ModelError(f"the hub has no model {name!r}, nor is it a folder here", remedy=remedy) from error
+        remedy = f"check the spelling; for a private {kind}, `hf auth login` or set HF_TOKEN"
+        raise ModelError(f"the hub has no {kind} {name!r}, nor is it a folder here", remedy=remedy) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise ModelError(
             f"{name!r} is no folder here and not in the hub's cache, and the hub cannot be asked (no network, or "
