@@ -45,7 +45,8 @@ class PlainView(AbstractContextManager["PlainView"]):
                 self._line(event.seconds, f"{event.model} is loaded: up to {event.chains} chains, {budget} in all")
             case VoteChanged(new_leader=True):
                 top = event.standings[0]
-                self._line(event.seconds, f"{top.answer} leads with {top.count} of {_chains(event.total)}")
+                sure = "" if event.confidence is None else f", {event.confidence:.0%} sure"
+                self._line(event.seconds, f"{top.answer} leads with {top.count} of {_chains(event.total)}{sure}")
             case Decided(leader=Standing() as leader):
                 self._line(event.seconds, f"{leader.answer} is decided with {leader.count} votes")
 
@@ -73,6 +74,7 @@ class LiveView(AbstractContextManager["LiveView"]):
         self._sampling = 0.0
         self._tokens_before = 0
         self._standings: tuple[Standing, ...] = ()
+        self._confidence: float | None = None
         self._total = self._finished = 0
         self._decided = False
         self._solution: Solution | None = None
@@ -94,7 +96,7 @@ class LiveView(AbstractContextManager["LiveView"]):
             case ChainFinished():
                 self._finished, self._total = event.finished, self._total + 1
             case VoteChanged():
-                self._standings, self._total = event.standings, event.total
+                self._standings, self._total, self._confidence = event.standings, event.total, event.confidence
             case Decided():
                 self._decided = True
 
@@ -120,8 +122,9 @@ class LiveView(AbstractContextManager["LiveView"]):
         state = ("decided", "bold green") if self._decided else (self._started.model, "bold")
         tokens = self._started.stats.generated_tokens - self._tokens_before
         speed = tokens / max(time.monotonic() - self._sampling, 1e-3)
+        sure = "" if self._confidence is None else f"   {self._confidence:.0%} sure"
         line = Text.assemble(
-            state, f"   {self._finished} of {_chains(self._n)}   {clock}   {speed:,.0f} tokens/s", no_wrap=True
+            state, f"   {self._finished} of {_chains(self._n)}   {clock}   {speed:,.0f} tokens/s{sure}", no_wrap=True
         )
         grid = Table.grid(padding=(0, 3))
         time_bar = ProgressBar(self._seconds, min(passed, self._seconds), BAR // 2, complete_style="yellow")
@@ -179,7 +182,9 @@ def _print_end(console: Console, solution: Solution) -> None:
 
 
 def _outcome(solution: Solution) -> str:
-    return f"{solution.model}: {solution.note}, {solution.seconds:.2f} s, {solution.tokens:,} tokens"
+    sure = "" if solution.confidence is None else f", {solution.confidence:.0%} sure"
+    scored = f", {solution.scoring_seconds:.2f} s of them scoring" if solution.scoring_seconds else ""
+    return f"{solution.model}: {solution.note}{sure}, {solution.seconds:.2f} s{scored}, {solution.tokens:,} tokens"
 
 
 def _total(votes: tuple[Standing, ...]) -> int:

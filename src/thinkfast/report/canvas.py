@@ -150,6 +150,13 @@ def save_png(figure: Figure, path: Path) -> None:
     atomic_write(path, data.getvalue())
 
 
+def to_svg_file(figure: Figure) -> str:
+    """A whole SVG file for slides."""
+    data = io.StringIO()
+    figure.savefig(data, format="svg", metadata={"Date": None})
+    return data.getvalue()
+
+
 def to_svg(figure: Figure, name: str) -> str:
     """An `<svg>` element for a page: text stays text, in the page's own font, and every id begins with `name`."""
     data = io.StringIO()

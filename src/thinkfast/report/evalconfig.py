@@ -20,6 +20,7 @@ from thinkfast.data.prompts import Style
 from thinkfast.engine.request import SamplingParams
 from thinkfast.errors import InputError, OutputError
 from thinkfast.files import require_output_dir
+from thinkfast.judge.voters import find_voter
 
 MARKER = "eval.yaml"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -34,8 +35,10 @@ class EvalConfig:
     models: names or folders, each optionally `label=model`. problems, limit, problem_seed: as for `load_problems`.
     prompt: how the question is put (`data.prompts`), "auto" for what the model's chat template calls for.
     n: samples per problem, None for as many as the seconds allow. seconds: budget of each model for the whole problem
-    set, None for as long as n samples take. unit: samples of every problem that are made, and kept, together, at most: a
-    kill loses one unit, a larger one fills batches better; of many problems fewer are taken. The rest is as for `SamplingParams` and `LLM`.
+    set, None for as long as n samples take. unit: most samples of every problem that are made, and kept, together: a
+    kill loses at most one unit, a larger one fills batches better; of many problems fewer are taken. budgets: seconds
+    a problem at which each is also solved live, by itself. voters: whose accuracy the report shows beside coverage. The
+    rest is as for `SamplingParams` and `LLM`.
     """
 
     models: tuple[str, ...]
@@ -55,6 +58,8 @@ class EvalConfig:
     seed: int = 0
     dtype: Literal["fp32", "bf16"] = "fp32"
     device: str = "cpu"
+    budgets: tuple[float, ...] = ()
+    voters: tuple[str, ...] = ("majority", "certainty")
 
     def validate(self) -> None:
         """Refuse numbers out of range. Errors: InputError."""
@@ -66,6 +71,11 @@ class EvalConfig:
         for name, value in (("n", self.n), ("unit", self.unit), ("max_batch", self.max_batch), ("limit", self.limit)):
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}", remedy=f"pass {name} of at least 1")
+        for budget in self.budgets:
+            if not (math.isfinite(budget) and budget > 0):
+                raise InputError(f"a budget of {budget} seconds", remedy="give positive budgets: budgets=[0.5,1,2]")
+        for voter in self.voters:
+            find_voter(voter)
         SamplingParams(1, self.temperature, self.top_p, self.top_k, self.min_p, self.max_tokens)
 
 

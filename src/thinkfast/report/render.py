@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import thinkfast
 from thinkfast.errors import InputError
 from thinkfast.files import atomic_write
-from thinkfast.report import browser, tables
-from thinkfast.report.canvas import save_png, theme, to_svg
+from thinkfast.report import browser, evidence, evidence_plots, tables
+from thinkfast.report.canvas import save_png, theme, to_svg, to_svg_file
+from thinkfast.report.live import Agreement, agreement, load_times, read_live
 from thinkfast.report.plots import against_samples, against_seconds, throughput
-from thinkfast.report.samples import SAMPLES, read_rows
+from thinkfast.report.replay import Recording, record
+from thinkfast.report.samples import SAMPLES, Row, read_rows
 from thinkfast.report.summary import Summary, summarise
 from thinkfast.report.tables import Table
 from thinkfast.report.training_plot import distillation
@@ -40,6 +42,7 @@ bench          {"throughput": [{"system", "engine", "batch", "prompt_tokens", "n
                 "ratios": [{"name", "value", "wanted"}]}
 """
 
+MORE_FIGURES = ("tokens", "pareto", "calibration", "live_and_replay")
 TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -62,16 +65,49 @@ def render_report(results: Mapping[str, Any], out: Path) -> Report:
     samples = out / str(results.get("samples") or SAMPLES)
     if not samples.is_file():
         raise InputError(f"there is no sample log {samples}", remedy="run thinkfast eval or demo into this folder")
-    summary = summarise(results, read_rows(samples))
-    pictures, svgs = _figures(summary, results, out)
+    rows = read_rows(samples)
+    summary = summarise(results, rows)
+    lived = live_evidence(out, summary, rows)
+    more = _more_tables(summary, results, lived)
+    pictures, svgs = _figures(summary, results, out, lived)
     html, markdown = out / "report.html", out / "report.md"
-    atomic_write(html, _page(summary, results, svgs))
-    atomic_write(markdown, _markdown(summary, results))
-    atomic_write(out / "report.json", json.dumps(as_json(summary), indent=1) + "\n")
+    atomic_write(html, _page(summary, results, svgs, more))
+    atomic_write(markdown, _markdown(summary, results, more))
+    atomic_write(out / "report.json", json.dumps(as_json(summary, lived), indent=1) + "\n")
     return Report(html, pictures, markdown, summary)
 
 
-def _figures(summary: Summary, results: Mapping[str, Any], out: Path) -> tuple[tuple[Path, ...], dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Lived:
+    """What ran live, and the recordings that replay it, by system."""
+
+    agreements: tuple[Agreement, ...]
+    logs: Mapping[str, Recording]
+
+
+def live_evidence(out: Path, summary: Summary, rows: Sequence[Row]) -> Lived:
+    """Live against replay for every system of the folder that ran live. Errors: InputError where it is not finished."""
+    answers = read_live(out)
+    times, prompts = load_times(out)
+    logs, found = {}, []
+    for view in summary.views:
+        if view.name in times and any(row.system == view.name for row in answers) and view.complete:
+            mine = [row for row in rows if row.sample < view.complete]
+            logs[view.name] = record(mine, view.name, view.drawn.names, prompts, *times[view.name])
+            found += agreement(answers, logs[view.name])
+    return Lived(tuple(found), logs)
+
+
+def _more_tables(summary: Summary, results: Mapping[str, Any], lived: Lived) -> list[Table]:
+    voters = (results["eval"].get("config") or {}).get("voters") or ()
+    labels = {view.name: view.label for view in summary.views}
+    shown = [evidence.agreement_table(lived.agreements, labels), evidence.voter_table(summary, voters)]
+    return [table for table in shown if table is not None] + evidence.breakdown_tables(summary, results)
+
+
+def _figures(
+    summary: Summary, results: Mapping[str, Any], out: Path, lived: Lived
+) -> tuple[tuple[Path, ...], dict[str, Any]]:
     from markupsafe import Markup
 
     with theme():
@@ -79,6 +115,10 @@ def _figures(summary: Summary, results: Mapping[str, Any], out: Path) -> tuple[t
             "coverage_vs_seconds": against_seconds(summary, "coverage"),
             "majority_vs_seconds": against_seconds(summary, "majority"),
             "samples": against_samples(summary),
+            "tokens": evidence_plots.against_tokens(summary),
+            "pareto": evidence_plots.pareto(summary) if len(summary.views) > 1 else None,
+            "calibration": evidence_plots.calibration(summary.views),
+            "live_and_replay": evidence_plots.live_and_replay(lived.agreements, lived.logs, summary.views),
             "throughput": throughput(summary, results.get("bench")),
             "distillation": distillation(results.get("distillation") or {}, summary.views),
         }
@@ -88,10 +128,11 @@ def _figures(summary: Summary, results: Mapping[str, Any], out: Path) -> tuple[t
                 pictures.append(out / f"{name}.png")
                 save_png(figure, pictures[-1])
                 svgs[name] = Markup(to_svg(figure, name))
+                atomic_write(out / f"{name}.svg", to_svg_file(figure))
     return tuple(pictures), svgs
 
 
-def _page(summary: Summary, results: Mapping[str, Any], svgs: Mapping[str, Any]) -> str:
+def _page(summary: Summary, results: Mapping[str, Any], svgs: Mapping[str, Any], more: Sequence[Table]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -100,7 +141,7 @@ def _page(summary: Summary, results: Mapping[str, Any], svgs: Mapping[str, Any])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     race = _race(summary)
     figures = {name: svgs.get(name) for name in ("coverage_vs_seconds", "majority_vs_seconds", "samples")}
-    figures |= {name: svgs.get(name) for name in ("throughput", "distillation")}
+    figures |= {name: svgs.get(name) for name in ("throughput", "distillation", *MORE_FIGURES)}
     return environment.get_template("report.html.jinja").render(
         title=f"thinkfast: {summary.headline.title}",
         css=Markup(css),
@@ -116,6 +157,7 @@ def _page(summary: Summary, results: Mapping[str, Any], svgs: Mapping[str, Any])
         final=tables.final_table(summary),
         budgets=tables.budget_table(summary) if summary.budgets else None,
         comparison=tables.comparison_table(summary, results),
+        more=more,
         bench=tables.bench_table(results),
         gates=tables.gates_table(results),
         browser=browser.choose(summary.views, problem_list(results)),
@@ -180,12 +222,13 @@ def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(key, value) for key, value in facts if value and value != "None"]
 
 
-def _markdown(summary: Summary, results: Mapping[str, Any]) -> str:
+def _markdown(summary: Summary, results: Mapping[str, Any], more: Sequence[Table]) -> str:
     shown: Sequence[Table | None] = (
         tables.final_table(summary),
         tables.budget_table(summary) if summary.budgets else None,
         tables.winner_table(summary) if len(summary.views) > 1 and summary.budgets else None,
         tables.comparison_table(summary, results),
+        *more,
         tables.bench_table(results),
         tables.gates_table(results),
     )
@@ -205,9 +248,10 @@ def markdown_table(table: Table) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))
 
 
-def as_json(summary: Summary) -> dict[str, Any]:
+def as_json(summary: Summary, lived: Lived) -> dict[str, Any]:
     """The figures behind the page as plain data."""
     return {
+        "live_and_replay": [asdict(each) | {"agree": each.agree} for each in lived.agreements],
         "headline": summary.headline.title,
         "points": [f"{point.text} ({point.figures})" for point in summary.headline.points],
         "problems": summary.problems,

@@ -25,6 +25,8 @@ from thinkfast.models.loading import load_model
 from thinkfast.models.spec import ModelSpec
 from thinkfast.models.tokenizer import Tokenizer
 from thinkfast.report.evalconfig import DTYPES, EvalConfig, System
+from thinkfast.report.live import load_times, run_live, save_times
+from thinkfast.report.pacing import step_times
 from thinkfast.report.samples import Row, SampleLog, Unit
 
 WARM_UP_TOKENS = 8
@@ -118,7 +120,30 @@ class SystemRun:
         self.started = time.monotonic()
         while (size := self._next_size()) > 0:
             self._unit(llm, prompts, size, loaded.sha, on_chain)
-        return self._record(loaded.sha, load_seconds)
+        record = self._record(loaded.sha, load_seconds)
+        if config.budgets:
+            self._live(llm, prompts, record.complete_samples)
+        return record
+
+    def _live(self, llm: LLM, prompts: list[tuple[int, ...]], samples: int) -> None:
+        """Every problem by itself at every budget, and what a step costs here, for the replay."""
+        config, out = self.config, self.log.path.parent
+        times, _ = load_times(out)
+        if self.system.name not in times:
+            times[self.system.name] = step_times(llm, prompts), llm.plan.max_batch
+            save_times(out, times, {p.id: len(prompt) for p, prompt in zip(self.problems, prompts, strict=True)})
+        run_live(
+            out,
+            self.system.name,
+            llm,
+            self.problems,
+            config.budgets,
+            n=max(1, samples),
+            temperature=config.temperature,
+            max_tokens=config.max_tokens,
+            seed=config.seed,
+            checker=self.checker,
+        )
 
     def _same_inputs(self, model_sha: str) -> None:
         for unit in self.units:

@@ -1,0 +1,143 @@
+"""Is an answer there by T seconds, one decode step and 50 ms, also while the checker hangs? And what does judging cost?
+
+Each try solves another problem with more chains than can finish. In half of them the chains' answers are dressed up as
+algebra that keys cannot compare, and the checker that is asked never comes back. Overhead is the share of the wall
+time that the engine spent neither in prefill nor in decode steps: scheduling, reading chains, voting, events.
+
+    python benchmarks/deadline.py --tries 200 --seconds 1 --out results/deadline-cpu.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from thinkfast.data.problems import load_problems
+from thinkfast.engine.llm import LLM
+from thinkfast.judge.deciding import Posterior, never
+from thinkfast.judge.solve import solve
+from thinkfast.models.loading import load_model
+from thinkfast.provenance import provenance
+
+GRACE = 0.05
+
+
+class Dressed:
+    """The tokenizer, but every boxed number becomes algebra."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return re.sub(r"\\boxed\{(\d+)\}", r"\\boxed{\\frac{x+\1}{x+1}}", self._inner.decode(ids))
+
+
+class Hanging:
+    """A checker that is asked and never answers."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._never = threading.Event()
+
+    def check(self, answer: str, gold: str) -> bool | None:
+        self.asked += 1
+        self._never.wait()
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tries", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="number of the first try, to run them in parts")
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--out", type=Path, help="a file that parts add to")
+    options = parser.parse_args()
+    loaded = load_model(options.model)
+    plain = LLM(loaded, 64, 512)
+    dressed = LLM(replace(loaded, tokenizer=cast(Any, Dressed(loaded.tokenizer))), 64, 512)
+    problems = load_problems("tiny_val", options.first + options.tries)[options.first :]
+    slowest = 0.0
+    for llm in (plain, dressed):
+        step = llm._runner.step
+
+        def timed(step: Any = step) -> Any:
+            nonlocal slowest
+            began = time.monotonic()
+            try:
+                return step()
+            finally:
+                slowest = max(slowest, time.monotonic() - began)
+
+        llm._runner.step = timed  # type: ignore[method-assign]
+        solve(problems[0].question, seconds=0.3, model=llm)
+    tries, busy, wall = [], 0.0, 0.0
+    for number, problem in enumerate(problems, start=options.first):
+        hangs = number % 2 == 1
+        llm, checker = (dressed, Hanging()) if hangs else (plain, None)
+        rule = Posterior(0.99) if number % 4 == 0 else never
+        before, slowest, began = replace(llm.stats), 0.0, time.monotonic()
+        found = solve(
+            problem.question, seconds=options.seconds, model=llm, n=1024, checker=checker, seed=number, stop_rule=rule
+        )
+        took = time.monotonic() - began
+        spent = llm.stats.prefill_seconds + llm.stats.decode_seconds
+        busy += spent - before.prefill_seconds - before.decode_seconds
+        wall += took
+        late = took - options.seconds - slowest
+        tries.append(
+            {
+                "number": number,
+                "hangs": hangs,
+                "asked": checker.asked if checker else 0,
+                "took": took,
+                "slowest_step": slowest,
+                "late": late,
+                "answered": found.answer is not None,
+                "status": found.status,
+                "finished": found.n_finished,
+            }
+        )
+    earlier = json.loads(options.out.read_text()) if options.out and options.out.is_file() else {}
+    tries = [*earlier.get("tries", []), *tries]
+    busy, wall = busy + earlier.get("busy", 0.0), wall + earlier.get("wall", 0.0)
+    kept = [t["late"] <= GRACE for t in tries]
+    result = {
+        "what": "tries answered within T + the slowest decode step of the try + 50 ms",
+        "kept": f"{sum(kept)} of {len(kept)}",
+        "kept_while_the_checker_hung": f"{sum(k for k, t in zip(kept, tries, strict=True) if t['asked'])} of "
+        f"{sum(t['asked'] > 0 for t in tries)}",
+        "answered": sum(t["answered"] for t in tries),
+        "late_ms": {
+            q: 1e3 * float(np.quantile([t["late"] for t in tries], p)) for q, p in (("median", 0.5), ("max", 1))
+        },
+        "past_T_ms_max": 1e3 * max(t["took"] - options.seconds for t in tries),
+        "overhead_share": 1 - busy / wall,
+        "seconds": options.seconds,
+        "model": options.model,
+        "threads": torch.get_num_threads(),
+        "busy": busy,
+        "wall": wall,
+        "provenance": provenance(0),
+        "tries": tries,
+    }
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in result.items() if k not in ("tries", "provenance")}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
