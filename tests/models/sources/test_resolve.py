@@ -52,6 +52,9 @@ def test_a_gguf_file_is_converted_once_wherever_it_lies(
 def test_the_cache_goes_where_it_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache == cache_root() / "models"
     monkeypatch.delenv("THINKFAST_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    assert cache_root() == cache / "thinkfast"
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_root() == Path("~/.cache/thinkfast").expanduser()
 
 

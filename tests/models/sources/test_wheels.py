@@ -267,7 +267,7 @@ def test_two_at_once_convert_once(cache: Path, tmp_path: Path) -> None:
     ]
     said = [run.communicate(timeout=120)[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
-    assert sum("converting it, once" in text for text in said) == 1
+    assert sum("converting it to bf16, once" in text for text in said) == 1
     assert len(left_in(cache)) == 1
 
 

