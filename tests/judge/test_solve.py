@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,8 +18,9 @@ import thinkfast.judge.solve
 import thinkfast.judge.source
 from thinkfast.engine.llm import LLM
 from thinkfast.errors import InputError, ModelError
-from thinkfast.judge.events import ChainFinished, Decided, Event, Started, VoteChanged
-from thinkfast.judge.solve import solve, solve_many
+from thinkfast.judge.deciding import Posterior
+from thinkfast.judge.events import Answered, ChainFinished, Decided, Event, Started, VoteChanged
+from thinkfast.judge.solve import solve, solve_many, stream
 from thinkfast.judge.tally import Tally
 from thinkfast.models.loading import load_model
 
@@ -329,3 +331,133 @@ def test_mistakes_in_many(llm: LLM) -> None:
 
 def test_a_checkpoint_folder_is_a_model() -> None:
     assert solve(CARDS, seconds=math.inf, model=load_model("tiny").path, n=1, temperature=0).answer == "90"
+
+
+class Oracle:
+    """Scores chains that say 90 high; counts what it is asked, and takes its time on the fake clock."""
+
+    name = "oracle"
+
+    def __init__(self, score: float = 0.9) -> None:
+        self.given, self.batches = score, list[int]()
+
+    def score(self, jobs: Any) -> list[float]:
+        self.batches.append(len(jobs))
+        return [self.given if "{90}" in job.chain.text else 0.1 for job in jobs]
+
+
+def test_the_stream_ends_with_an_answer_for_every_problem(llm: LLM) -> None:
+    events = list(stream([CARDS, JUICE], seconds=math.inf, model=llm, n=3, stop_rule=never))
+    assert isinstance(events[0], Started)
+    last = [event for event in events if isinstance(event, Answered)]
+    assert events[-2:] == last
+    assert [event.solution.answer for event in last] == ["90", "149"]
+    changes = [event for event in events if isinstance(event, VoteChanged) and event.problem == 0]
+    assert changes[-1].standings == last[0].solution.votes
+    assert changes[-1].confidence == last[0].solution.confidence
+    assert 0 < (changes[-1].confidence or 0) < 1
+    assert is_free(llm)
+
+
+def test_a_stream_can_be_left_with_the_best_answer_so_far(llm: LLM) -> None:
+    events = stream([CARDS], seconds=math.inf, model=llm, n=8)
+    best = next(event for event in events if isinstance(event, VoteChanged))
+    events.close()  # type: ignore[attr-defined]
+    assert best.answer
+    assert is_free(llm)
+    assert solve(CARDS, seconds=math.inf, model=llm, n=1).answer == "90"
+
+
+def test_a_scorer_weighs_the_votes_and_its_seconds_count(llm: LLM) -> None:
+    oracle = Oracle()
+    found = solve(CARDS, seconds=math.inf, model=llm, n=20, temperature=1.5, voter="weighted", scorer=oracle)
+    assert found.answer == "90"
+    assert found.voter == "weighted"
+    answered = [ballot for ballot in found.chains if ballot.key is not None]
+    assert sum(oracle.batches) == len(answered) + 2  # two to learn what scoring costs
+    assert all(ballot.score is not None for ballot in answered)
+    assert 0 < found.scoring_seconds < found.seconds
+    weights = sum(0.9 if "{90}" in b.chain.text else 0.1 for b in answered)
+    assert found.votes[0].weight <= weights
+    for voter in ("best", "certainty", "likelihood"):
+        assert solve(CARDS, seconds=math.inf, model=llm, n=6, voter=voter, scorer=oracle).answer == "90"
+
+
+def test_scores_that_are_missing_or_broken_are_told_of(llm: LLM) -> None:
+    with pytest.raises(InputError, match="'weighted' reads scores, and there is nobody"):
+        solve(CARDS, seconds=1, model=llm, voter="weighted")
+    with pytest.raises(ModelError, match="oracle scored chain"):
+        solve(CARDS, seconds=math.inf, model=llm, n=4, voter="weighted", scorer=Oracle(math.nan))
+    assert is_free(llm)
+    with pytest.raises(InputError, match="did you mean 'majority'"):
+        solve(CARDS, seconds=1, model=llm, voter="majorty")
+
+
+def test_a_slow_scorer_never_makes_the_answer_late(llm: LLM) -> None:
+    class Slow(Oracle):
+        def score(self, jobs: Any) -> list[float]:
+            time.sleep(0.05 * len(jobs))
+            return super().score(jobs)
+
+    began = time.monotonic()
+    found = solve(CARDS, seconds=2.0, model=llm, n=64, voter="weighted", scorer=Slow(), stop_rule=never)
+    assert time.monotonic() - began < 2.6
+    assert found.scoring_seconds > 0.1
+    assert any(ballot.score is None for ballot in found.chains) or found.n_finished == 64
+    assert found.answer == "90"
+
+
+def test_a_checker_that_hangs_costs_nothing_and_one_that_works_joins_answers(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = llm.tokenizer.decode
+    numbers = iter(range(10**6))
+
+    def dressed(ids: Any) -> str:
+        """Every boxed number becomes algebra, each time another."""
+        x = next(numbers)
+        return re.sub(r"\\boxed\{(\d+)\}", rf"\\boxed{{\\frac{{\1x+{x}}}{{x+{x}}}}}", decode(ids))
+
+    monkeypatch.setattr(llm, "_decode", dressed)
+
+    class Hangs:
+        asked = 0
+
+        def check(self, answer: str, gold: str) -> bool | None:
+            self.asked += 1
+            time.sleep(60)
+            return None
+
+    hangs = Hangs()
+    began = time.monotonic()
+    found = solve(CARDS, seconds=1.5, model=llm, n=400, checker=hangs, stop_rule=never)
+    assert time.monotonic() - began < 2.2
+    assert hangs.asked == 1
+    assert len(found.votes) == found.n_finished > 1
+
+    class Knows:
+        def check(self, answer: str, gold: str) -> bool | None:
+            return re.findall(r"\d+", answer)[0] == re.findall(r"\d+", gold)[0]
+
+    joined = solve(CARDS, seconds=math.inf, model=llm, n=24, temperature=0.3, checker=Knows(), stop_rule=never)
+    assert joined.votes[0].count > 1
+
+
+def test_posterior_stopping_spends_less_and_reallocation_spends_it_elsewhere(llm: LLM) -> None:
+    problems = [CARDS, JUICE, COINS]
+    rule = Posterior(0.9)
+    whole = solve_many(problems, seconds=math.inf, model=llm, n=24, temperature=0.7, stop_rule=never)
+    early = solve_many(problems, seconds=math.inf, model=llm, n=24, temperature=0.7, stop_rule=rule)
+    assert [s.answer for s in early] == [s.answer for s in whole]
+    assert sum(s.n_finished for s in early) < 0.7 * sum(s.n_finished for s in whole)
+    moved = solve_many(
+        problems, seconds=math.inf, model=llm, n=24, temperature=0.7, stop_rule=rule, allocator="posterior"
+    )
+    assert [s.answer for s in moved] == [s.answer for s in whole]
+    assert all(s.n_finished >= 3 for s in moved)
+
+
+def test_all_answers_unknown_is_said_and_not_guessed(llm: LLM) -> None:
+    found = solve(CARDS, seconds=math.inf, model=llm, n=5, max_tokens=4, stop_rule=Posterior())
+    assert (found.answer, found.share, found.confidence, found.votes) == (None, 0.0, None, ())
+    assert "no answer was found" in found.note

@@ -138,9 +138,9 @@ class ProcessReward:
         ids = []
         for mark in marks:
             tokens = tokenizer.encode(mark, add_special_tokens=False)
-            if len(tokens) != 1:
+            if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
                 raise ModelError(
-                    f"{path}: {mark!r} is {len(tokens)} tokens in its tokenizer, a step's mark must be one",
+                    f"{path}: {mark!r} is no token of its tokenizer, and a step's mark must be exactly one",
                     remedy="this tokenizer does not belong to a process reward model; pass its own marks=(…, …)",
                 )
             ids.append(tokens[0])

@@ -114,6 +114,7 @@ class Run:
                     yield from self._count(chain)
             if self.grader is not None:
                 yield from self._grade(self.grader)
+            yield from self._told(self._joined())
         finally:
             for merger in self.mergers:
                 merger.close()
@@ -129,14 +130,17 @@ class Run:
             self.pace.ended(len(chain.tokens))
         if self.mergers and ballot.key is not None:
             self.mergers[poll.number].seen(ballot.key, ballot.answer or ballot.key)
-        for number, merger in enumerate(self.mergers):
-            if merger.collect():
-                events += self.polls[number].recount(seconds)
-        yield from self._told(events)
+        yield from self._told([*events, *self._joined()])
         if self.grader is not None and ballot.key is not None:
             self.grader.add(poll, Job(self.questions[poll.number], poll.prompt, chain))
             if self.grader.due(self.deadline - self.source.now()):
                 yield from self._grade(self.grader)
+
+    def _joined(self) -> list[Event]:
+        """Recounts of the votes in which a checker has found two answers to be one."""
+        seconds = self.source.now() - self.started
+        found = [poll for poll, merger in zip(self.polls, self.mergers, strict=False) if merger.collect()]
+        return [event for poll in found for event in poll.recount(seconds)]
 
     def _grade(self, grader: Grader) -> Iterator[Event]:
         for poll, ballot in grader.grade(self.deadline - self.source.now()):

@@ -29,9 +29,7 @@ def breakdown_tables(summary: Summary, results: Mapping[str, Any]) -> list[Table
     tables = []
     for field in ("level", "subject"):
         of = {str(p["id"]): p.get(field) for p in results["eval"]["problems"]}
-        groups = sorted(
-            {value for value in of.values() if value is not None}, key=lambda value: (str(type(value)), value)
-        )
+        groups = sorted({value for value in of.values() if value is not None})
         if 1 < len(groups) <= GROUPS:
             tables.append(_breakdown(summary, field, of, groups))
     return tables
@@ -49,9 +47,8 @@ def _breakdown(summary: Summary, field: str, of: Mapping[str, Any], groups: Sequ
             cells += [_share(values[inside]) for values in figures[view.name]]
         lines.append(Line(tuple(cells)))
     columns = [f"{view.label}: {what}" for view in views for what in ("mean", f"maj@{view.complete}", "coverage")]
-    return Table(
-        f"By {field}", (field, *columns), tuple(lines), "Intervals are 95 % bootstrap intervals over problems."
-    )
+    note = "Intervals are 95 % bootstrap intervals over problems."
+    return Table(f"By {field}", (field, *columns), tuple(lines), note)
 
 
 def _figures(view: View) -> tuple[Any, Any, Any]:

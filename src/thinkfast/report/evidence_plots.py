@@ -15,10 +15,13 @@ from thinkfast.judge.tally import Standing
 from thinkfast.judge.voters import MAJORITY
 from thinkfast.report.calibrate import leaders
 from thinkfast.report.canvas import FAINT, INK, MUTED, heading, log_ticks, panels, percent_axis
+from thinkfast.report.duels import METRICS
 from thinkfast.report.live import Agreement, replayed
 from thinkfast.report.replay import Recording
+from thinkfast.report.samples import Row
 from thinkfast.report.summary import Summary
 from thinkfast.report.views import View
+from thinkfast.report.wording import NAMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,11 +37,11 @@ def against_tokens(summary: Summary) -> Figure | None:
         return None
     figure, axes = panels(1, 2, (12, 4.4))
     low, high = np.inf, 0.0
-    for at, (metric, title) in enumerate((("coverage", "Coverage"), ("majority", "Majority accuracy"))):
-        heading(axes[at], f"{title} against tokens", "mean over random subsets of samples")
+    for at, metric in enumerate(METRICS):
+        heading(axes[at], f"{NAMES[metric].capitalize()} against tokens", "mean over random subsets of samples")
         percent_axis(axes[at])
         for row in summary.table:
-            curve = summary.samples[metric].get(row.view.name)  # type: ignore[call-overload]
+            curve = summary.samples[metric].get(row.view.name)
             if curve is None:
                 continue
             x = np.array(curve.k) * row.mean_tokens
@@ -109,7 +112,7 @@ def calibration(views: Sequence[View]) -> Figure | None:
     return figure
 
 
-def _confidences(view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:  # type: ignore[type-arg]
+def _confidences(view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     from thinkfast.errors import ModelError
     from thinkfast.models.loading import find_model
 
@@ -119,10 +122,10 @@ def _confidences(view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None
         return None  # the log may be of another machine
     if found is None:
         return None
-    problems: dict[str, list[object]] = {}
+    problems: dict[str, list[Row]] = {}
     for row in view.rows:
         problems.setdefault(row.problem, []).append(row)
-    votes = leaders(list(problems.values()), MAJORITY)  # type: ignore[arg-type]
+    votes = leaders(list(problems.values()), MAJORITY)
     if not votes:
         return None
     claimed = [found.confidence(Standing("", "", v.count, v.share, 0, v.count), v.total) or 0.0 for v in votes]
@@ -132,7 +135,7 @@ def _confidences(view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None
 def live_and_replay(
     agreements: Sequence[Agreement], logs: Mapping[str, Recording], views: Sequence[View]
 ) -> Figure | None:
-    """Accuracy over seconds a problem: the replay as a line, live runs as dots with intervals; None without a live run."""
+    """Accuracy over seconds a problem: the replay as a line, live runs as dots; None without a live run."""
     if not agreements:
         return None
     figure, (axes,) = panels(1, 1, (8.4, 4.4))
