@@ -77,7 +77,7 @@ def test_a_broken_bound_is_exit_code_one(model: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_required_program_that_is_absent_is_exit_code_one(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("thinkfast.serve.parity.peers.find_spec", lambda name: None)
     done = thinkfast("parity", model, "--require", "vllm")
     assert done.exit_code == 1
     assert "required, but not run: vllm" in done.output

@@ -110,9 +110,9 @@ def test_which_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         find_python(VLLM, tmp_path / "python")
     assert "--vllm-python" in caught.value.remedy
     assert find_python(VLLM, Path(sys.executable)) == Path(sys.executable)
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
     assert find_python(LLAMA_CPP, None) is None
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: name == "vllm")
+    monkeypatch.setattr(peers, "find_spec", lambda name: name == "vllm")
     assert find_python(VLLM, None) == Path(sys.executable)
 
 

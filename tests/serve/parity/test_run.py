@@ -29,7 +29,7 @@ ROWS = [
 @pytest.mark.usefixtures("grouped_norm")
 @pytest.mark.parametrize("kind", ["teacher", "hybrid"])
 def test_every_row_is_there(kind: str, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
     loaded = make(kind)
     seen: list[Check] = []
     report = run_parity(loaded, SMALL, seen.append)

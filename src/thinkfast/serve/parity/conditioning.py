@@ -2,11 +2,12 @@
 
 A per-head norm turns a mixer output near zero into one of full size, so at some positions of an untrained or barely
 trained student the last bits of fp32 decide its direction, and two correct programs differ there by tenths of a logit.
-How unsure fp32 is, is measured without the other program: ours in fp32, and ours with the embeddings moved by half an
-ulp, against ours in fp64. A position's allowance is the bound, or a few times that where that is more, but never more
-than a hundred times the bound; and a row's figure is the worst difference in parts of its allowance, on the scale of
-the bound, so that it passes exactly when every position does. Of a trained model no position needs it. A wrong
-formula shows all the same: in fp64 (own.py) nothing is allowed for, and here it shows wherever fp32 is sure.
+How unsure fp32 is, is measured without the other program: ours in fp32, and ours with every weight moved by what
+summing its row in the worst order would round, against ours in fp64. A position's allowance is the bound, or a few
+times that where that is more, but never more than a hundred times the bound; and a row's figure is the worst
+difference in parts of its allowance, on the scale of the bound, so that it passes exactly when every position does. Of
+a trained model no position needs it. A wrong formula shows all the same: in fp64 (own.py) nothing is allowed for, and
+here it shows wherever fp32 is sure.
 
 Legend: L tokens of a sequence, S compared positions.
 
@@ -115,9 +116,11 @@ class Noise:
         generator = torch.Generator().manual_seed(0)
         for _ in range(SHAKES):
             shaken = copy.deepcopy(loaded.model)
-            weight = shaken.embed.weight
             with torch.no_grad():
-                weight.mul_(1 + HALF_ULP * torch.randn(weight.shape, generator=generator).to(weight))
+                for weight in (p for p in shaken.parameters() if p.dim() > 1):
+                    # A running sum of K terms rounds K times: a random walk, where blocked sums take far fewer steps.
+                    size = HALF_ULP * weight.shape[-1] ** 0.5
+                    weight.mul_(1 + size * torch.randn(weight.shape, generator=generator).to(weight))
             self._coarse.append(replace(loaded, model=shaken))
 
     def __call__(self, sequence: Sequence[int]) -> Tensor:

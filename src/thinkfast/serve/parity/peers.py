@@ -8,7 +8,6 @@ Usage: ``against_peer(LLAMA_CPP, python, "student.gguf", loaded, chains, texts)`
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def find_python(peer: Peer, given: Path | None) -> Path | None:
         if not given.is_file():
             raise InputError(f"{given} is no Python interpreter", remedy=f"{peer.option} venv/bin/python")
         return given
-    return Path(sys.executable) if importlib.util.find_spec(peer.module) is not None else None
+    return Path(sys.executable) if find_spec(peer.module) is not None else None
 
 
 def absent(peer: Peer) -> ParityError:
