@@ -33,16 +33,19 @@ GRACE = 0.05
 
 
 class Dressed:
-    """The tokenizer, but every boxed number becomes algebra."""
+    """The tokenizer, but every boxed number becomes algebra, each time another."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
+        self._count = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return re.sub(r"\\boxed\{(\d+)\}", r"\\boxed{\\frac{x+\1}{x+1}}", self._inner.decode(ids))
+        self._count += 1
+        algebra = rf"\\boxed{{\\frac{{\1x+{self._count}}}{{x+{self._count}}}}}"
+        return re.sub(r"\\boxed\{(\d+)\}", algebra, self._inner.decode(ids))
 
 
 class Hanging:
@@ -69,7 +72,7 @@ def main() -> None:
     loaded = load_model(options.model)
     plain = LLM(loaded, 64, 512)
     dressed = LLM(replace(loaded, tokenizer=cast(Any, Dressed(loaded.tokenizer))), 64, 512)
-    problems = load_problems("tiny_val", options.first + options.tries)[options.first :]
+    problems = load_problems("tiny_val:2", options.first + options.tries)[options.first :]
     slowest = 0.0
     for llm in (plain, dressed):
         step = llm._runner.step

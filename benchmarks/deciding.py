@@ -28,7 +28,7 @@ from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import Chain
 from thinkfast.judge.allocate import Promising
 from thinkfast.judge.confidence import calibration_error
-from thinkfast.judge.deciding import Posterior, Window, never
+from thinkfast.judge.deciding import Posterior, Window, find_rule, never
 from thinkfast.judge.tally import Ballot, Standing, StopRule, Tally, unbeatable
 from thinkfast.judge.voters import VOTERS
 from thinkfast.provenance import provenance
@@ -108,6 +108,8 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=3)
     parser.add_argument("--times", type=Path, help="step times measured before (JSON), to leave the machine alone")
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--rule", help="the stop rule at equal seconds, chosen before; leaves out early stopping")
+    parser.add_argument("--samples", default="2,4,6,10,16", help="budgets, as samples a problem that they allow")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     began = time.monotonic()
@@ -135,12 +137,16 @@ def main() -> None:
         **{f"posterior:{t}": Posterior(t) for t in (0.8, 0.9, 0.95, 0.99)},
         **{f"window:{w}": Window(w) for w in (3, 4, 6)},
     }
+    if options.rule:
+        rules = {options.rule: find_rule(options.rule)}
     stopping = {
-        part: {name: stopped(log, rule, options.orders) for name, rule in rules.items()} for part, log in logs.items()
+        part: {name: stopped(log, rule, options.orders) for name, rule in rules.items()}
+        for part, log in logs.items()
+        if not options.rule
     }
     # On val: the rule that saves most of those that lose at most half a point there.
-    safe = {n: f for n, f in stopping["val"].items() if round(f["lost_points"], 6) <= 0.5}  # type: ignore[operator]
-    chosen = max(safe, key=lambda name: safe[name]["fewer_samples"])  # type: ignore[arg-type,return-value]
+    safe = {n: f for n, f in stopping.get("val", {}).items() if round(f["lost_points"], 6) <= 0.5}  # type: ignore[operator]
+    chosen = options.rule or max(safe, key=lambda name: safe[name]["fewer_samples"])  # type: ignore[arg-type,return-value]
     settings = {
         "uniform": Setting(stop_rule=never),
         "early stop": Setting(stop_rule=rules[chosen]),
@@ -148,7 +154,7 @@ def main() -> None:
     }
     log = logs["test"]
     each = times.step(ROWS) / ROWS * float(np.mean([row.tokens for mine in log.rows for row in mine]))
-    budgets = [round(k * each * len(log.problems), 1) for k in (2, 4, 6, 10, 16)]
+    budgets = [round(k * each * len(log.problems), 1) for k in map(float, options.samples.split(","))]
     votes = leaders(log.rows, VOTERS["majority"])
     sure = np.array(
         [calibration.confidence(Standing("", "", v.count, v.share, 0, v.count), v.total) or 0.0 for v in votes]

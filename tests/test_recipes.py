@@ -11,6 +11,7 @@ from thinkfast.cli import build_app
 from thinkfast.config import load_config
 from thinkfast.distill.recipe import Recipe
 from thinkfast.report.evaluate import EvalConfig
+from thinkfast.report.verify import VerifierRecipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
@@ -23,6 +24,9 @@ def test_there_are_recipes() -> None:
 def test_recipe_loads_and_dry_runs(path: Path) -> None:
     if path.stem.startswith("eval"):
         load_config(EvalConfig, path).validate()
+        return
+    if path.stem.endswith("verifier"):
+        load_config(VerifierRecipe, path).validate()
         return
     recipe = load_config(Recipe, path)
     result = CliRunner().invoke(build_app(), ["distill", str(path), "--dry-run"])

@@ -31,7 +31,7 @@ def listed(*options: str) -> str:
 
 def copy_tiny(folder: Path, **config: object) -> Path:
     folder.mkdir(parents=True)
-    for path in (ASSETS / "tiny").iterdir():
+    for path in (path for path in (ASSETS / "tiny").iterdir() if path.is_file()):
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | config))
     return folder

@@ -62,9 +62,9 @@ def test_plain_lines_end_with_the_answer() -> None:
     lines = result.stdout.splitlines()
     assert lines[-1] == "90"
     assert re.fullmatch(r" +[0-9.]+ s  tiny is loaded: up to 4 chains, 200 s in all", lines[0])
-    assert re.fullmatch(r" +[0-9.]+ s  90 leads with 1 of 1 chain", lines[1])
+    assert re.fullmatch(r" +[0-9.]+ s  90 leads with 1 of 1 chain, [0-9]+% sure", lines[1])
     assert re.search(
-        r"^tiny: (all 4 chains finished|decided after [34] of 4 chains.*), [0-9.]+ s", result.stdout, re.MULTILINE
+        r"^tiny: (all 4 chains finished|decided after [34] of 4 chains).*, [0-9.]+ s", result.stdout, re.MULTILINE
     )
     assert re.search(r"^  90: [34] votes of [34] \(100%\)$", result.stdout, re.MULTILINE)
     assert "\\boxed{90}" in result.stdout

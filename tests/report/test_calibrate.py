@@ -32,7 +32,7 @@ def test_every_voter_that_the_log_can_serve_is_fitted() -> None:
     found = calibrate(rows(), "tiny_val")
     assert set(found.voters) == {"majority", "certainty", "likelihood"}
     assert set(calibrate(rows(certainty=False), "tiny_val").voters) == {"majority", "likelihood"}
-    assert (found.problems, found.votes, found.fitted_on) == (40, 40 * 7, "tiny_val")
+    assert (found.problems, found.votes, found.fitted_on) == (40, 40 * 8, "tiny_val")
     assert calibrate(rows(), "tiny_val") == found
 
 

@@ -45,21 +45,8 @@ def log(llm: LLM, problems: list[Problem]) -> Recording:
     for problem, mine in zip(problems, chains, strict=True):
         for c in mine:
             v = judge(c.text, problem.answer, last_number=c.finish == "stop")
-            rows.append(
-                Row(
-                    "tiny",
-                    problem.id,
-                    c.index,
-                    len(c.tokens),
-                    c.text,
-                    v.answer,
-                    v.key,
-                    v.correct,
-                    c.finish,
-                    c.logprob,
-                    1,
-                )
-            )
+            told = (v.answer, v.key, v.correct, c.finish, c.logprob, 1.0)
+            rows.append(Row("tiny", problem.id, c.index, len(c.tokens), c.text, *told))
     prompts = {p.id: len(llm.tokenizer.chat(p.question)) for p in problems}
     return record(rows, "tiny", [p.id for p in problems], prompts, TIMES, 16)
 

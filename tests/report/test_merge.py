@@ -16,9 +16,10 @@ from thinkfast.report.samples import SAMPLES, read_rows, row_dict
 Make = Callable[..., Any]
 
 
-def run(
-    folder: Path, made: Make, seed: int = 0, change: Callable[[dict[str, Any]], None] | None = None, **more: Any
-) -> Path:
+Change = Callable[[dict[str, Any]], None] | None
+
+
+def run(folder: Path, made: Make, seed: int = 0, change: Change = None, **more: Any) -> Path:
     folder.mkdir()
     results, rows = made(seed=seed, **more)
     evaluation = results["eval"]
@@ -71,7 +72,7 @@ def _other_gold(run: dict[str, Any]) -> None:
     ],
 )
 def test_what_does_not_belong_together_is_not_merged(
-    tmp_path: Path, made: Make, seed: int, change: Callable[[dict[str, Any]], None] | None, words: str
+    tmp_path: Path, made: Make, seed: int, change: Change, words: str
 ) -> None:
     folders = [run(tmp_path / "a", made, 0), run(tmp_path / "b", made, seed, change)]
     with pytest.raises(InputError, match=words):
