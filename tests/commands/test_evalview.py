@@ -57,6 +57,7 @@ def test_a_finished_bar_keeps_its_figures() -> None:
         view.chain(row(2.0))
         column = cast(ProgressColumn, view._bar.columns[3])
         first = column(view._bar.tasks[0])
+        assert "1/1 chains" in str(first)
         assert column(view._bar.tasks[0]) == first
 
 

@@ -116,18 +116,21 @@ class _LiveColumn(ProgressColumn):
 
     def __init__(self) -> None:
         super().__init__()
-        self._last: dict[TaskID, Text] = {}
+        self._final: dict[TaskID, Text] = {}
 
     def render(self, task: Task) -> Text:
         start: Start | None = task.fields.get("start")
         if start is None:
             return Text("")
-        if not task.finished or task.id not in self._last:
-            seconds, tokens = start.live()
-            passed = seconds - start.seconds
-            speed = tokens / passed if passed > 0 else 0.0
-            self._last[task.id] = Text(f"{task.fields['chains']}  {speed:,.0f} tokens/s  {seconds:.1f} s")
-        return self._last[task.id]
+        if task.id in self._final:
+            return self._final[task.id]
+        seconds, tokens = start.live()
+        passed = seconds - start.seconds
+        speed = tokens / passed if passed > 0 else 0.0
+        shown = Text(f"{task.fields['chains']}  {speed:,.0f} tokens/s  {seconds:.1f} s")
+        if task.finished:
+            self._final[task.id] = shown
+        return shown
 
 
 def print_result(results: Mapping[str, Any], out: Path, report: Report | None, console: Console | None = None) -> None:
