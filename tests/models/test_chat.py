@@ -62,7 +62,7 @@ def test_one_of_several_templates() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for path in (ASSETS / "tiny").iterdir():
+    for path in (path for path in (ASSETS / "tiny").iterdir() if path.is_file()):
         shutil.copyfile(path, tmp_path / path.name)
     return tmp_path
 
