@@ -99,6 +99,8 @@ class Context:
 def test_attention(
     kv: int, group: int, p: int, page: int, splits: int, tiled: bool, dtype: torch.dtype, norm: bool, device: torch.device
 ) -> None:
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        pytest.skip("the interpreter multiplies bf16 matrices as the integers that carry them")
     if device.type == "cpu" and (p == 64) != (splits == 2):
         pytest.skip("one large and a few small shapes are enough for the interpreter")
     context = Context(kv, group, p, page, dtype, device)

@@ -170,7 +170,7 @@ def _mix(
                 xq = tl.sum(tl.where(mine[:, None], xs * weight[:, None], 0.0), 0)
                 s += xq[:, None] * tl.sum(tl.where(mine[:, None], bs, 0.0), 0)[None, :]
             if NARROW > 0:
-                seed = (key ^ (key >> 32)).to(tl.uint32) + (position * 0x9E3779B1).to(tl.uint32) + layer * 0x85EBCA6B
+                seed = (key ^ (key >> 32)).to(tl.uint32) + (position * 0x9E3779B1).to(tl.uint32) + layer.to(tl.uint32) * 0x85EBCA6B
                 noise = _noise((h * P * N + p[:, None] * N + n[None, :]).to(tl.uint32) + _noise(seed.to(tl.uint32)))
             if NARROW == 1:
                 bits = s.to(tl.uint32, bitcast=True) + (noise & 0xFFFF)
