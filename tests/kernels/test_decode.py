@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from thinkfast.kernels.triton.attention import TILE_ROWS, KVLayer, KVRows, SplitPlan, attend, attend_reference
-from thinkfast.kernels.triton.mixer import HOLD, MixerLayer, MixerRows, MixerState, mix, mix_reference
+from thinkfast.kernels.triton.mixer import HOLD, MixerLayer, MixerRows, MixerState, MixerWork, mix, mix_reference
 from thinkfast.kernels.triton.norm import add_norm, add_norm_reference, embed_norm, embed_norm_reference
 from thinkfast.kernels.triton.swiglu import swiglu, swiglu_reference
 
@@ -157,7 +157,8 @@ def test_mixer(heads: int, kv: int, p: int, n: int, ssm: torch.dtype, device: to
     for _ in range(2 * HOLD + 2):
         projected = torch.randn(len(active), width, generator=g).to(device)
         out, want = (torch.full((len(active), heads * p), NAN, device=device) for _ in range(2))
-        mix(projected, layer, state, rows, out, number=1)
+        work = MixerWork.make(len(active), heads, p, n, torch.float32, device)
+        mix(projected, layer, state, rows, work, out, number=1)
         mix_reference(projected, layer, want_state, rows, want, number=1)
         close(out, want, bound)
         rows.position.add_(1)
@@ -184,7 +185,7 @@ def test_random_rounding_is_unbiased(device: torch.device) -> None:
         projected = torch.full((slots, p + p + n + n + 1), 0.3, device=device)
         out = torch.empty(slots, heads * p, device=device)
         for _ in range(4 * HOLD):
-            mix(projected, layer, state, rows, out)
+            mix(projected, layer, state, rows, MixerWork.make(slots, heads, p, n, torch.float32, device), out)
             rows.position.add_(1)
             rows.drawn.add_(1)
         a = torch.nn.functional.silu(torch.tensor(0.3))
@@ -208,7 +209,7 @@ def test_hold_and_ring_indices_do_not_depend_on_the_batch(device: torch.device) 
         for _ in range(HOLD + 1):
             projected = torch.randn(1, 4 * 16 + 64 + 64 + 4, generator=g).to(device).expand(len(active), -1).contiguous()
             out = torch.empty(len(active), 64, device=device)
-            mix(projected, layer, mine, rows, out)
+            mix(projected, layer, mine, rows, MixerWork.make(6, 4, 16, 16, torch.float32, device), out)
             position.add_(1)
             drawn.add_(1)
         outs.append((out[active.index(1)], mine.ssm[1]))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from thinkfast.engine.cuda.state import State
 from thinkfast.kernels.triton.attention import KVLayer, KVRows, SplitPlan, attend
-from thinkfast.kernels.triton.mixer import MixerLayer, MixerRows, mix
+from thinkfast.kernels.triton.mixer import MixerLayer, MixerRows, MixerWork, mix
 from thinkfast.kernels.triton.norm import add_norm, embed_norm
 from thinkfast.kernels.triton.sampler import SampleRows, SampleWork, draw
 from thinkfast.kernels.triton.swiglu import swiglu
@@ -79,6 +79,7 @@ class Step:
         self.logits = buffer(spec.vocab_size)
         self.news = torch.zeros(3, rows, dtype=torch.int32, device=dev)
         self.work = SampleWork.make(rows, spec.vocab_size, dev)
+        self.mixing = MixerWork.make(rows, spec.n_heads, spec.head_dim, spec.d_state, weight.dtype, dev)
         worst = rows * (splits(rows, spec.n_kv_heads) + _PROMPT_SPLITS)
         worst = max(worst, _PROGRAMS // spec.n_kv_heads + 2 * _PROMPT_SPLITS * rows) if spec.n_attention else 0
         self.parts = torch.zeros(worst, spec.n_heads, spec.head_dim, device=dev)
@@ -127,7 +128,7 @@ class Step:
             elif isinstance(mixer, Mamba) and layer.mixer is not None:
                 wide = mixer.in_proj.weight.shape[0]
                 projected = _project(mixer.in_proj, normed, self.projected[: b * wide].view(b, wide))
-                mix(projected, layer.mixer, s.mixers[layer.number], mixer_rows, mixed, layer.number)
+                mix(projected, layer.mixer, s.mixers[layer.number], mixer_rows, self.mixing, mixed, layer.number)
             add_norm(residual, _project(mixer.out, mixed, update), block.post_norm.weight, normed, eps)
             swiglu(_project(block.mlp.gate_up, normed, both), gated)
             add_norm(residual, _project(block.mlp.down, gated, update), following, normed, eps)

@@ -1,4 +1,4 @@
-"""One Mamba step between its two projections, in one kernel: convolution, SiLU, gates, state, skip, gate and norm.
+"""One Mamba step between its two projections, in two kernels: convolution, SiLU and gates; state, skip, gate and norm.
 
 The state is read in every step and written in every HOLD-th only. In between, the newest inputs wait in a short ring
 and are added to what is read from memory: with S the state as last written, n inputs held and t_j their decays up to
@@ -12,7 +12,10 @@ proportion to the two neighbours, because rounding to the nearest loses every in
 Legend: B rows, S slots, H heads, K key-value heads, G = H / K, P head dim, N state, W convolution width,
 C conv channels, D = HOLD inputs held.
 
-Usage: ``mix(projected, layer, state, rows, out)``.
+The second kernel touches the state and little else: with everything in one, rearranging small vectors between the
+lines and columns of the state's tile took three times as long as the state itself.
+
+Usage: ``mix(projected, layer, state, rows, work, out)``.
 Source: state-space duality, arXiv 2405.21060; the form is models/mixers.py's.
 """
 
@@ -26,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thinkfast.kernels.triton.launch import options, overlap, trigger, wait
+from thinkfast.kernels.triton.launch import options, overlap, power_of_two, trigger, wait
 
 HOLD = 4
 FP8_MAX = 448.0
@@ -71,6 +74,28 @@ class MixerRows:
     key: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class MixerWork:
+    """What the first kernel hands the second, for the rows of a step: read [B, H N], C activated; rest [B, H, P]
+    fp32, everything of y that does not come from the written state; weight [B, H, D + 1] fp32, each held input's
+    weight and, last, the decay of the written state.
+    """
+
+    read: Tensor
+    rest: Tensor
+    weight: Tensor
+
+    @classmethod
+    def make(cls, rows: int, heads: int, p: int, n: int, dtype: torch.dtype, device: torch.device) -> MixerWork:
+        """Room for ``rows`` rows."""
+        f = torch.float32
+        return cls(
+            torch.empty(rows, heads * n, dtype=dtype, device=device),
+            torch.empty(rows, heads, p, dtype=f, device=device),
+            torch.empty(rows, heads, HOLD + 1, dtype=f, device=device),
+        )
+
+
 @triton.jit
 def _noise(x):
     """uint32 to uint32 that looks random (lowbias32)."""
@@ -82,111 +107,140 @@ def _noise(x):
 
 
 @triton.jit
-def _conv(row, CONV, TAPS, CBIAS, at, position, C, W: tl.constexpr):
-    """Convolved and activated channels ``at``, and the newest raw input."""
-    now = tl.load(row + at)
-    x = now.to(tl.float32) * tl.load(TAPS + (W - 1) * C + at) + tl.load(CBIAS + at)
+def _conv(row, CONV, TAPS, CBIAS, at, mask, position, C, W: tl.constexpr):
+    """Convolved and activated channels ``at``, whose newest raw input goes into the ring."""
+    now = tl.load(row + at, mask=mask, other=0.0)
+    x = now.to(tl.float32) * tl.load(TAPS + (W - 1) * C + at, mask=mask, other=0.0)
+    x += tl.load(CBIAS + at, mask=mask, other=0.0)
     for i in tl.static_range(1, W):
-        past = tl.load(CONV + ((position + W - i) % W) * C + at).to(tl.float32)
-        x += past * tl.load(TAPS + (W - 1 - i) * C + at)
-    return x * tl.sigmoid(x), now
+        past = tl.load(CONV + ((position + W - i) % W) * C + at, mask=mask, other=0.0).to(tl.float32)
+        x += past * tl.load(TAPS + (W - 1 - i) * C + at, mask=mask, other=0.0)
+    tl.store(CONV + (position % W) * C + at, now, mask=mask)
+    return x * tl.sigmoid(x)
 
 
-@triton.jit(do_not_specialize=["layer"])
-def _mix(
-    PROJECTED, SSM, SCALE, CONV, HELD, STEPS, TAPS, CBIAS, RATE, DTB, SKIP, NORM, OUT, ACTIVE, POSITION, DRAWN, KEY,
-    layer, eps, width,
+@triton.jit
+def _phase(DRAWN, slot, key, D: tl.constexpr):
+    """Where the newest input stands in its ring, and how many inputs are held with it."""
+    done = tl.load(DRAWN + slot) - 1
+    phase = (done + ((key >> 8) & 0xFF)) % D
+    return phase, tl.minimum(done, phase) + 1
+
+
+@triton.jit
+def _prepare(
+    PROJECTED, CONV, HELD, STEPS, TAPS, CBIAS, RATE, DTB, SKIP, READ, REST, WEIGHT, ACTIVE, POSITION, DRAWN, KEY, width,
     H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr, W: tl.constexpr, D: tl.constexpr,
-    EACH: tl.constexpr, NARROW: tl.constexpr, PDL: tl.constexpr,
+    GP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     G: tl.constexpr = H // K
     C: tl.constexpr = K * P + K * N + H * N
     b = tl.program_id(0).to(tl.int64)
-    kv = tl.program_id(1) // (G // EACH)
-    part = tl.program_id(1) % (G // EACH)
+    kv = tl.program_id(1)
     p = tl.arange(0, P)
     n = tl.arange(0, N)
-    j = tl.arange(0, D)
+    g = tl.arange(0, GP)
+    h = kv * G + g
+    mine = g < G
     slot = tl.load(ACTIVE + b).to(tl.int64)
     position = tl.load(POSITION + slot)
     key = tl.load(KEY + slot)
-    done = tl.load(DRAWN + slot) - 1
-    phase = (done + ((key >> 8) & 0xFF)) % D
-    count = tl.minimum(done, phase) + 1
-    write = phase == D - 1
-    ring = (phase - j + D) % D
-    waits = (j > 0) & (j < count)
+    phase, count = _phase(DRAWN, slot, key, D)
     HELD += slot * D * K * (P + N) + kv * (P + N)
     STEPS += slot * D * H
     CONV += slot * W * C
-    held = HELD + ring[:, None] * K * (P + N)
-    xs = tl.load(held + p[None, :], mask=waits[:, None], other=0.0)
-    bs = tl.load(held + P + n[None, :], mask=waits[:, None], other=0.0)
+    rate = tl.load(RATE + h, mask=mine, other=0.0)
     wait(PDL)
     trigger(PDL)
     row = PROJECTED + b * width
-    at = kv * P + p
-    x, x_raw = _conv(row + H * P, CONV, TAPS, CBIAS, at, position, C, W)
-    at_b = K * P + kv * N + n
-    bb, b_raw = _conv(row + H * P, CONV, TAPS, CBIAS, at_b, position, C, W)
-    x = x.to(HELD.dtype.element_ty)
-    bb = bb.to(HELD.dtype.element_ty)
-    if part == 0:
-        tl.store(CONV + (position % W) * C + at, x_raw)
-        tl.store(CONV + (position % W) * C + at_b, b_raw)
-        tl.store(HELD + phase * K * (P + N) + p, x)
-        tl.store(HELD + phase * K * (P + N) + P + n, bb)
+    x = _conv(row + H * P, CONV, TAPS, CBIAS, kv * P + p, p < P, position, C, W).to(HELD.dtype.element_ty)
+    bb = _conv(row + H * P, CONV, TAPS, CBIAS, K * P + kv * N + n, n < N, position, C, W).to(HELD.dtype.element_ty)
+    at = K * P + K * N + h[:, None] * N + n[None, :]
+    cc = _conv(row + H * P, CONV, TAPS, CBIAS, at, mine[:, None] & (n[None, :] < N), position, C, W)
+    cc = cc.to(READ.dtype.element_ty)
+    tl.store(READ + b * H * N + h[:, None] * N + n[None, :], cc, mask=mine[:, None])
+    cc = cc.to(tl.float32)
+    dt = tl.load(row + H * P + C + h, mask=mine, other=0.0).to(tl.float32) + tl.load(DTB + h, mask=mine, other=0.0)
+    dt = tl.where(dt > 20.0, dt, tl.log(1.0 + tl.exp(dt)))
+    tl.store(HELD + phase * K * (P + N) + p, x)
+    tl.store(HELD + phase * K * (P + N) + P + n, bb)
+    tl.store(STEPS + phase * H + h, dt, mask=mine)
     x = x.to(tl.float32)
-    xs = tl.where((j == 0)[:, None], x[None, :], xs.to(tl.float32))
-    bs = tl.where((j == 0)[:, None], bb.to(tl.float32)[None, :], bs.to(tl.float32))
-    for i in tl.static_range(EACH):
-        h = kv * G + part * EACH + i
-        where = SSM + ((slot * H + h) * P + p[:, None]) * N + n[None, :]
-        s = tl.load(where).to(tl.float32)
+    inner = tl.sum(cc * bb.to(tl.float32)[None, :], 1)
+    rest = (dt * inner + tl.load(SKIP + h, mask=mine, other=0.0))[:, None] * x[None, :]
+    WEIGHT += b * H * (D + 1) + h * (D + 1)
+    tl.store(WEIGHT + phase, dt, mask=mine)
+    gone = dt * rate
+    for j in range(1, count):
+        held = HELD + (phase - j) * K * (P + N)
+        step = tl.load(STEPS + (phase - j) * H + h, mask=mine, other=0.0)
+        weight = tl.exp(gone) * step
+        tl.store(WEIGHT + phase - j, weight, mask=mine)
+        inner = tl.sum(cc * tl.load(held + P + n).to(tl.float32)[None, :], 1)
+        rest += (weight * inner)[:, None] * tl.load(held + p).to(tl.float32)[None, :]
+        gone += step * rate
+    tl.store(WEIGHT + D, tl.exp(gone), mask=mine)
+    tl.store(REST + b * H * P + h[:, None] * P + p[None, :], rest, mask=mine[:, None])
+
+
+@triton.jit(do_not_specialize=["layer"])
+def _advance(
+    PROJECTED, SSM, SCALE, HELD, NORM, READ, REST, WEIGHT, OUT, ACTIVE, POSITION, DRAWN, KEY, layer, eps, width,
+    H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    NARROW: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(0).to(tl.int64)
+    h = tl.program_id(1)
+    kv = h // (H // K)
+    p = tl.arange(0, P)
+    n = tl.arange(0, N)
+    slot = tl.load(ACTIVE + b).to(tl.int64)
+    key = tl.load(KEY + slot)
+    phase, count = _phase(DRAWN, slot, key, D)
+    where = SSM + ((slot * H + h) * P + p[:, None]) * N + n[None, :]
+    # No kernel of this step has written the state: it may come before what they have to say.
+    s = tl.load(where).to(tl.float32)
+    if NARROW == 2:
+        s = s * tl.load(SCALE + slot * H + h)
+    norm = tl.load(NORM + h * P + p)
+    wait(PDL)
+    trigger(PDL)
+    decay = tl.load(WEIGHT + (b * H + h) * (D + 1) + D)
+    # Every line of the tile reads the same C, so that it lies as the state does and nothing has to be rearranged.
+    cc = tl.load(READ + (b * H + h) * N + n[None, :] + 0 * p[:, None]).to(tl.float32)
+    y = decay * tl.sum(s * cc, 1) + tl.load(REST + (b * H + h) * P + p)
+    z = tl.load(PROJECTED + b * width + h * P + p).to(tl.float32)
+    y = y * z * tl.sigmoid(z)
+    y = y * tl.rsqrt(tl.sum(y * y, 0) / P + eps) * norm
+    tl.store(OUT + (b * H + h) * P + p, y.to(OUT.dtype.element_ty))
+    if phase == D - 1:
+        s = s * decay
+        HELD += slot * D * K * (P + N) + kv * (P + N)
+        for j in range(D - count, D):
+            xs = tl.load(HELD + j * K * (P + N) + p).to(tl.float32) * tl.load(WEIGHT + (b * H + h) * (D + 1) + j)
+            bs = tl.load(HELD + j * K * (P + N) + P + n[None, :] + 0 * p[:, None]).to(tl.float32)
+            s += xs[:, None] * bs
+        if NARROW > 0:
+            seed = (key ^ (key >> 32)).to(tl.uint32) + (tl.load(POSITION + slot) * 0x9E3779B1).to(tl.uint32)
+            seed = _noise(seed + (layer.to(tl.uint32) * 256 + h.to(tl.uint32)) * 0x85EBCA6B)
+            lines = _noise(seed + p.to(tl.uint32))
+            columns = _noise(seed ^ (n.to(tl.uint32) * 0x9E3779B1))
+            noise = (lines[:, None] ^ columns[None, :]) * 0x9E3779B1
+        if NARROW == 1:
+            bits = s.to(tl.uint32, bitcast=True) + (noise >> 16)
+            s = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
         if NARROW == 2:
-            s = s * tl.load(SCALE + slot * H + h)
-        at_c = K * P + K * N + h * N + n
-        cc, c_raw = _conv(row + H * P, CONV, TAPS, CBIAS, at_c, position, C, W)
-        tl.store(CONV + (position % W) * C + at_c, c_raw)
-        dt = tl.load(row + H * P + C + h).to(tl.float32) + tl.load(DTB + h)
-        dt = tl.where(dt > 20.0, dt, tl.log(1.0 + tl.exp(dt)))
-        tl.store(STEPS + phase * H + h, dt)
-        dts = tl.load(STEPS + ring * H + h, mask=waits, other=0.0)
-        dts = tl.where(j == 0, dt, dts)
-        log = dts * tl.load(RATE + h)
-        gone = tl.cumsum(log, 0) - log
-        weight = tl.exp(gone) * dts
-        decay = tl.exp(tl.sum(log, 0))
-        y = decay * tl.sum(s * cc[None, :], 1) + x * tl.load(SKIP + h)
-        y += tl.sum((weight * tl.sum(bs * cc[None, :], 1))[:, None] * xs, 0)
-        z = tl.load(row + h * P + p).to(tl.float32)
-        y = y * z * tl.sigmoid(z)
-        y = y * tl.rsqrt(tl.sum(y * y, 0) / P + eps) * tl.load(NORM + h * P + p)
-        tl.store(OUT + b * H * P + h * P + p, y.to(OUT.dtype.element_ty))
-        if write:
-            s = s * decay
-            for q in tl.static_range(D):
-                mine = j == q
-                xq = tl.sum(tl.where(mine[:, None], xs * weight[:, None], 0.0), 0)
-                s += xq[:, None] * tl.sum(tl.where(mine[:, None], bs, 0.0), 0)[None, :]
-            if NARROW > 0:
-                seed = (key ^ (key >> 32)).to(tl.uint32) + (position * 0x9E3779B1).to(tl.uint32) + layer.to(tl.uint32) * 0x85EBCA6B
-                noise = _noise((h * P * N + p[:, None] * N + n[None, :]).to(tl.uint32) + _noise(seed.to(tl.uint32)))
-            if NARROW == 1:
-                bits = s.to(tl.uint32, bitcast=True) + (noise & 0xFFFF)
-                s = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
-            if NARROW == 2:
-                top = tl.maximum(tl.max(tl.max(tl.abs(s), 1), 0), 1e-20)
-                tl.store(SCALE + slot * H + h, top * (1.0 / 448.0))
-                s = s * (448.0 / top)
-                # e4m3 keeps 3 bits of mantissa; below 2 ** -6 its steps are 2 ** -9.
-                bits = s.to(tl.uint32, bitcast=True) + (noise & 0xFFFFF)
-                normal = (bits & 0xFFF00000).to(tl.float32, bitcast=True)
-                share = (noise >> 8).to(tl.float32) * (1.0 / 16777216.0)
-                small = tl.floor(s * 512.0 + share) * (1.0 / 512.0)
-                s = tl.where(tl.abs(s) < 0.015625, small, normal)
-                s = tl.minimum(tl.maximum(s, -448.0), 448.0)
-            tl.store(where, s.to(SSM.dtype.element_ty))
+            top = tl.maximum(tl.max(tl.max(tl.abs(s), 1), 0), 1e-20)
+            tl.store(SCALE + slot * H + h, top * (1.0 / 448.0))
+            s = s * (448.0 / top)
+            # e4m3 keeps 3 bits of mantissa; below 2 ** -6 its steps are 2 ** -9.
+            bits = s.to(tl.uint32, bitcast=True) + (noise >> 12)
+            normal = (bits & 0xFFF00000).to(tl.float32, bitcast=True)
+            share = (noise >> 8).to(tl.float32) * (1.0 / 16777216.0)
+            small = tl.floor(s * 512.0 + share) * (1.0 / 512.0)
+            s = tl.where(tl.abs(s) < 0.015625, small, normal)
+            s = tl.minimum(tl.maximum(s, -448.0), 448.0)
+        tl.store(where, s.to(SSM.dtype.element_ty))
 
 
 def narrow(dtype: torch.dtype) -> int:
@@ -195,24 +249,25 @@ def narrow(dtype: torch.dtype) -> int:
 
 
 def mix(
-    projected: Tensor, layer: MixerLayer, state: MixerState, rows: MixerRows, out: Tensor, number: int = 0
+    projected: Tensor, layer: MixerLayer, state: MixerState, rows: MixerRows, work: MixerWork, out: Tensor, number: int = 0
 ) -> None:
     """out [B, H P] from projected [B, H P + C + H] (z, x, B, C, dt); ``state`` moves on by one token a row.
 
     ``number`` is the layer's, which decorrelates the rounding of layers.
     """
     _, heads, p, n = state.ssm.shape
-    kv, b, dev = layer.kv_heads, out.shape[0], out.device
-    group = heads // kv
-    # A program a group shares x and B; few rows need more programs than that to keep the memory busy.
-    each = group if b * kv >= 1024 or group % 2 else group // 2 if b * kv >= 256 or group % 4 else group // 4
-    each = max(each, 1)
-    warps = max(1, min(4, p * n // 2048))
-    _mix[(b, heads // each)](
-        projected, state.ssm, state.scale, state.conv, state.held, state.steps, layer.taps, layer.conv_bias,
-        layer.rates, layer.dt_bias, layer.skip, layer.norm, out, rows.active, rows.position, rows.drawn, rows.key,
-        number, layer.eps, projected.stride(0), heads, kv, p, n, state.conv.shape[1], state.held.shape[1], each,
-        narrow(state.ssm.dtype), overlap(dev), **options(warps, dev),
+    kv, b, dev, pdl = layer.kv_heads, out.shape[0], out.device, overlap(out.device)
+    held, width, stride = state.held.shape[1], state.conv.shape[1], projected.stride(0)
+    where = (rows.active, rows.position, rows.drawn, rows.key)
+    handed = (work.read, work.rest, work.weight)
+    _prepare[(b, kv)](
+        projected, state.conv, state.held, state.steps, layer.taps, layer.conv_bias, layer.rates, layer.dt_bias,
+        layer.skip, *handed, *where, stride, heads, kv, p, n, width, held, power_of_two(heads // kv), pdl,
+        **options(1, dev),
+    )  # fmt: skip
+    _advance[(b, heads)](
+        projected, state.ssm, state.scale, state.held, layer.norm, *handed, out, *where, number, layer.eps, stride,
+        heads, kv, p, n, held, narrow(state.ssm.dtype), pdl, **options(max(1, min(8, p * n // 1024)), dev),
     )  # fmt: skip
 
 
