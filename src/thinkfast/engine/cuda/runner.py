@@ -18,6 +18,7 @@ from thinkfast.engine.cache import PAGE, PromptHandle, Usage
 from thinkfast.engine.cuda.book import Book
 from thinkfast.engine.cuda.flights import Flights
 from thinkfast.engine.cuda.graphs import Graphs
+from thinkfast.engine.cuda.prefill import prefill
 from thinkfast.engine.cuda.state import State
 from thinkfast.engine.cuda.step import Step
 from thinkfast.engine.pages import Ints, Moves
@@ -68,7 +69,7 @@ class CudaRunner:
         send = self.state.send
         ragged = Ragged(send(np.array(lens)), lens)
         tokens = send(np.concatenate([np.asarray(p, dtype=np.int64) for p in prompts]))
-        hidden, states = self.model.prefill(tokens, ragged)
+        hidden, states = prefill(self.model, self._decode.mixers, tokens, ragged)
         stored = [self.book.prompt(length) for length in lens]
         self.state.store([p.slot for p in stored], [p.pages for p in stored], lens, states)
         logits = self.model.logits(hidden[ragged.last])

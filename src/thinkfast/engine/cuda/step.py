@@ -98,6 +98,11 @@ class Step:
                 self.layers.append(_Layer(block, None, mixer_layer(block.mixer), mamba))
                 mamba += 1
 
+    @property
+    def mixers(self) -> list[MixerLayer]:
+        """The mixers' prepared weights, in order."""
+        return [layer.mixer for layer in self.layers if layer.mixer is not None]
+
     def sample_rows(self, active: Tensor) -> SampleRows:
         """The sampler's view of the slots ``active``."""
         s = self.state

@@ -183,56 +183,66 @@ def _prepare(
     tl.store(REST + b * H * P + h[:, None] * P + p[None, :], rest, mask=mine[:, None])
 
 
+@triton.jit
+def _per_head(rows, EACH: tl.constexpr, P: tl.constexpr, TOP: tl.constexpr):
+    """Sum (TOP: maximum) of each head's P entries of rows [EACH P], given to all of them."""
+    heads = tl.reshape(rows, (EACH, P))
+    found = tl.max(heads, 1) if TOP else tl.sum(heads, 1)
+    return tl.reshape(tl.broadcast_to(found[:, None], (EACH, P)), (EACH * P,))
+
+
 @triton.jit(do_not_specialize=["layer"])
 def _advance(
     PROJECTED, SSM, SCALE, HELD, NORM, READ, REST, WEIGHT, OUT, ACTIVE, POSITION, DRAWN, KEY, layer, eps, width,
-    H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr, D: tl.constexpr, EACH: tl.constexpr,
     NARROW: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
-    h = tl.program_id(1)
-    kv = h // (H // K)
-    p = tl.arange(0, P)
+    first = tl.program_id(1) * EACH
+    kv = first // (H // K)
+    r = tl.arange(0, EACH * P)
     n = tl.arange(0, N)
+    p = r % P
+    h = first + r // P
     slot = tl.load(ACTIVE + b).to(tl.int64)
     key = tl.load(KEY + slot)
     phase, count = _phase(DRAWN, slot, key, D)
-    where = SSM + ((slot * H + h) * P + p[:, None]) * N + n[None, :]
+    where = SSM + (slot * H * P + first * P + r[:, None]) * N + n[None, :]
     # No kernel of this step has written the state: it may come before what they have to say.
     s = tl.load(where).to(tl.float32)
     if NARROW == 2:
-        s = s * tl.load(SCALE + slot * H + h)
-    norm = tl.load(NORM + h * P + p)
+        s = s * tl.load(SCALE + slot * H + h)[:, None]
+    norm = tl.load(NORM + first * P + r)
     wait(PDL)
     trigger(PDL)
     decay = tl.load(WEIGHT + (b * H + h) * (D + 1) + D)
-    # Every line of the tile reads the same C, so that it lies as the state does and nothing has to be rearranged.
-    cc = tl.load(READ + (b * H + h) * N + n[None, :] + 0 * p[:, None]).to(tl.float32)
-    y = decay * tl.sum(s * cc, 1) + tl.load(REST + (b * H + h) * P + p)
-    z = tl.load(PROJECTED + b * width + h * P + p).to(tl.float32)
+    # Every line of the tile reads its head's C, so that it lies as the state does and nothing has to be rearranged.
+    cc = tl.load(READ + (b * H + h)[:, None] * N + n[None, :]).to(tl.float32)
+    y = decay * tl.sum(s * cc, 1) + tl.load(REST + (b * H + first) * P + r)
+    z = tl.load(PROJECTED + b * width + first * P + r).to(tl.float32)
     y = y * z * tl.sigmoid(z)
-    y = y * tl.rsqrt(tl.sum(y * y, 0) / P + eps) * norm
-    tl.store(OUT + (b * H + h) * P + p, y.to(OUT.dtype.element_ty))
+    y = y * tl.rsqrt(_per_head(y * y, EACH, P, False) / P + eps) * norm
+    tl.store(OUT + (b * H + first) * P + r, y.to(OUT.dtype.element_ty))
     if phase == D - 1:
-        s = s * decay
+        s = s * decay[:, None]
         HELD += slot * D * K * (P + N) + kv * (P + N)
         for j in range(D - count, D):
             xs = tl.load(HELD + j * K * (P + N) + p).to(tl.float32) * tl.load(WEIGHT + (b * H + h) * (D + 1) + j)
-            bs = tl.load(HELD + j * K * (P + N) + P + n[None, :] + 0 * p[:, None]).to(tl.float32)
+            bs = tl.load(HELD + j * K * (P + N) + P + n[None, :] + 0 * r[:, None]).to(tl.float32)
             s += xs[:, None] * bs
         if NARROW > 0:
             seed = (key ^ (key >> 32)).to(tl.uint32) + (tl.load(POSITION + slot) * 0x9E3779B1).to(tl.uint32)
-            seed = _noise(seed + (layer.to(tl.uint32) * 256 + h.to(tl.uint32)) * 0x85EBCA6B)
-            lines = _noise(seed + p.to(tl.uint32))
+            seed = _noise(seed + layer.to(tl.uint32) * 0x85EBCA6B)
+            lines = _noise(seed + (first * P + r).to(tl.uint32))
             columns = _noise(seed ^ (n.to(tl.uint32) * 0x9E3779B1))
             noise = (lines[:, None] ^ columns[None, :]) * 0x9E3779B1
         if NARROW == 1:
             bits = s.to(tl.uint32, bitcast=True) + (noise >> 16)
             s = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
         if NARROW == 2:
-            top = tl.maximum(tl.max(tl.max(tl.abs(s), 1), 0), 1e-20)
-            tl.store(SCALE + slot * H + h, top * (1.0 / 448.0))
-            s = s * (448.0 / top)
+            top = tl.maximum(_per_head(tl.max(tl.abs(s), 1), EACH, P, True), 1e-20)
+            tl.store(SCALE + slot * H + h, top * (1.0 / 448.0), mask=p == 0)
+            s = s * (448.0 / top)[:, None]
             # e4m3 keeps 3 bits of mantissa; below 2 ** -6 its steps are 2 ** -9.
             bits = s.to(tl.uint32, bitcast=True) + (noise >> 12)
             normal = (bits & 0xFFF00000).to(tl.float32, bitcast=True)
@@ -265,9 +275,14 @@ def mix(
         layer.skip, *handed, *where, stride, heads, kv, p, n, width, held, power_of_two(heads // kv), pdl,
         **options(1, dev),
     )  # fmt: skip
-    _advance[(b, heads)](
+    # A program needs some kilobytes of state to be worth its start.
+    each = 1
+    while b > 32 and heads // kv % (2 * each) == 0 and 2 * each * p * n <= 4096:
+        each *= 2
+    _advance[(b, heads // each)](
         projected, state.ssm, state.scale, state.held, layer.norm, *handed, out, *where, number, layer.eps, stride,
-        heads, kv, p, n, held, narrow(state.ssm.dtype), pdl, **options(max(1, min(8, p * n // 1024)), dev),
+        heads, kv, p, n, held, each, narrow(state.ssm.dtype), pdl,
+        **options(max(1, min(8, each * p * n // 1024)), dev),
     )  # fmt: skip
 
 
