@@ -1,6 +1,6 @@
 """Models of the sizes that GPU figures are given for, with random bf16 weights made where they are used.
 
-    from gpu_shapes import load; loaded = load("hybrid4-1b-d16", torch.device("cuda"))
+from gpu_shapes import load; loaded = load("hybrid4-1b-d16", torch.device("cuda"))
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from torch import Tensor
@@ -97,7 +96,15 @@ class Context:
 @pytest.mark.parametrize(("splits", "tiled"), [(1, False), (3, False), (1, True), (2, True)])
 @pytest.mark.parametrize(("dtype", "norm"), [(torch.float32, False), (torch.bfloat16, True)])
 def test_attention(
-    kv: int, group: int, p: int, page: int, splits: int, tiled: bool, dtype: torch.dtype, norm: bool, device: torch.device
+    kv: int,
+    group: int,
+    p: int,
+    page: int,
+    splits: int,
+    tiled: bool,
+    dtype: torch.dtype,
+    norm: bool,
+    device: torch.device,
 ) -> None:
     if device.type == "cpu" and dtype == torch.bfloat16:
         pytest.skip("the interpreter multiplies bf16 matrices as the integers that carry them")
@@ -133,7 +140,11 @@ def mixer(heads: int, kv: int, p: int, n: int, ssm: torch.dtype, dtype: torch.dt
         state = state / scale[..., None, None]
     held = torch.full((slots, HOLD, kv * (p + n)), NAN, device=device).to(dtype)
     return layer, MixerState(
-        state.to(ssm), scale, random(slots, 4, channels).to(dtype), held, torch.full((slots, HOLD, heads), NAN, device=device)
+        state.to(ssm),
+        scale,
+        random(slots, 4, channels).to(dtype),
+        held,
+        torch.full((slots, HOLD, heads), NAN, device=device),
     )
 
 
@@ -209,7 +220,9 @@ def test_hold_and_ring_indices_do_not_depend_on_the_batch(device: torch.device) 
         rows = MixerRows(torch.tensor(active, dtype=torch.int32, device=device), position, drawn, position * 77)
         g = torch.Generator().manual_seed(2)
         for _ in range(HOLD + 1):
-            projected = torch.randn(1, 4 * 16 + 64 + 64 + 4, generator=g).to(device).expand(len(active), -1).contiguous()
+            projected = (
+                torch.randn(1, 4 * 16 + 64 + 64 + 4, generator=g).to(device).expand(len(active), -1).contiguous()
+            )
             out = torch.empty(len(active), 64, device=device)
             mix(projected, layer, mine, rows, MixerWork.make(6, 4, 16, 16, torch.float32, device), out)
             position.add_(1)
@@ -217,5 +230,3 @@ def test_hold_and_ring_indices_do_not_depend_on_the_batch(device: torch.device) 
         outs.append((out[active.index(1)], mine.ssm[1]))
     for one, many in zip(*outs, strict=True):
         assert torch.equal(one.float(), many.float())
-
-

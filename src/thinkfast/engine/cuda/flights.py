@@ -54,7 +54,9 @@ class Flights:
 
     def send(self, news: Tensor, slots: Ints) -> None:
         """Start copying ``news`` [3, at least B] of the rows ``slots`` [B]."""
-        memory = self._memory.pop() if self._memory else torch.empty(3, self._rows, dtype=torch.int32, pin_memory=self._cuda)
+        memory = (
+            self._memory.pop() if self._memory else torch.empty(3, self._rows, dtype=torch.int32, pin_memory=self._cuda)
+        )
         memory.copy_(news, non_blocking=True)
         done = None
         if self._cuda:

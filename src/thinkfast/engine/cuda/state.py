@@ -65,7 +65,9 @@ class State:
         host = torch.from_numpy(np.ascontiguousarray(values))
         return host.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else host
 
-    def store(self, slots: Sequence[int], pages: Sequence[Sequence[int]], lens: Sequence[int], states: Sequence[LayerState]) -> None:
+    def store(
+        self, slots: Sequence[int], pages: Sequence[Sequence[int]], lens: Sequence[int], states: Sequence[LayerState]
+    ) -> None:
         """Keep what a packed prefill of n prompts left behind, one state a layer."""
         spots = self.send(np.array(slots))
         lengths = self.send(np.array(lens))

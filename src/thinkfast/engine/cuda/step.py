@@ -92,7 +92,9 @@ class Step:
         for block in model.blocks:
             if isinstance(block.mixer, Attention):
                 m = block.mixer
-                self.layers.append(_Layer(block, KVLayer(state.k[attention], state.v[attention], m.q_norm, m.k_norm), None, attention))
+                self.layers.append(
+                    _Layer(block, KVLayer(state.k[attention], state.v[attention], m.q_norm, m.k_norm), None, attention)
+                )
                 attention += 1
             else:
                 self.layers.append(_Layer(block, None, mixer_layer(block.mixer), mamba))

@@ -284,7 +284,10 @@ def attend_reference(
         x = qkv[b].view(heads + 2 * kv, p).float()
         q, k, v = x.split_with_sizes((heads, kv, kv))
         if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = torch.rms_norm(q, (p,), layer.q_norm.float(), eps), torch.rms_norm(k, (p,), layer.k_norm.float(), eps)
+            q, k = (
+                torch.rms_norm(q, (p,), layer.q_norm.float(), eps),
+                torch.rms_norm(k, (p,), layer.k_norm.float(), eps),
+            )
         cos, sin = rows.cos[pos], rows.sin[pos]
 
         def turn(y: Tensor, cos: Tensor = cos, sin: Tensor = sin) -> Tensor:

@@ -259,7 +259,13 @@ def narrow(dtype: torch.dtype) -> int:
 
 
 def mix(
-    projected: Tensor, layer: MixerLayer, state: MixerState, rows: MixerRows, work: MixerWork, out: Tensor, number: int = 0
+    projected: Tensor,
+    layer: MixerLayer,
+    state: MixerState,
+    rows: MixerRows,
+    work: MixerWork,
+    out: Tensor,
+    number: int = 0,
 ) -> None:
     """out [B, H P] from projected [B, H P + C + H] (z, x, B, C, dt); ``state`` moves on by one token a row.
 

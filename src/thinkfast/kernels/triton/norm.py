@@ -17,7 +17,9 @@ from thinkfast.kernels.triton.launch import options, overlap, power_of_two, trig
 
 
 @triton.jit
-def _embed_norm(TABLE, TOKEN, ACTIVE, WEIGHT, RESIDUAL, NORMED, eps, D: tl.constexpr, BD: tl.constexpr, PDL: tl.constexpr):
+def _embed_norm(
+    TABLE, TOKEN, ACTIVE, WEIGHT, RESIDUAL, NORMED, eps, D: tl.constexpr, BD: tl.constexpr, PDL: tl.constexpr
+):
     b = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BD)
     slot = tl.load(ACTIVE + b)
