@@ -39,7 +39,7 @@ STATES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m
 def power() -> float | None:
     """Watts the card draws now, if the driver tells."""
     try:
-        out = subprocess.run(
+        out = subprocess.run(  # noqa: PLW1510
             ["nvidia-smi", "--query-gpu=power.draw", "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
@@ -58,22 +58,22 @@ def cell(loaded: Loaded, b: int, p: int, o: int, state: str, samples: int, batch
     rng = random.Random(0)
     prompts = [[rng.randrange(1000, 100000) for _ in range(p)] for _ in range(b)]
 
-    def run(new: int) -> tuple[float, float]:
+    def run(new: int, engine: LLM) -> tuple[float, float]:
         firsts: list[float] = []
         torch.cuda.synchronize()
         began = time.perf_counter()
         params = SamplingParams(n=samples, temperature=0.8, max_tokens=new, ignore_eos=True)
-        chains = llm.generate(prompts, params, on_chain=lambda c: firsts.append(c.seconds))
+        chains = engine.generate(prompts, params, on_chain=lambda c: firsts.append(c.seconds))
         seconds = time.perf_counter() - began
         if any(len(c.tokens) != new for found in chains for c in found):
             raise RuntimeError("a chain ended early")
         return seconds, min(firsts)
 
-    run(8)
-    _, first = run(1)
+    run(8, llm)
+    _, first = run(1, llm)
     steps, decode = llm.stats.steps, llm.stats.decode_seconds
     prefill = llm.stats.prefill_seconds
-    seconds, _ = run(o)
+    seconds, _ = run(o, llm)
     spec = loaded.spec
     # What an average step has to do: the prompt of N samples is read once by all of them.
     context = p / samples + o / 2
@@ -110,7 +110,7 @@ def main() -> None:
             b, p, o = map(int, text.split(","))
             try:
                 one = cell(loaded, b, p, o, a.state, a.samples, a.rows or b * a.samples)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 one cell that does not fit must not cost the others
                 print(f"{name} {text}: {error!r}"[:500], flush=True)
                 gc.collect()
                 torch.cuda.empty_cache()

@@ -123,7 +123,9 @@ def test_attention(
     close(caches[0], caches[1], tolerance(dtype))
 
 
-def mixer(heads: int, kv: int, p: int, n: int, ssm: torch.dtype, dtype: torch.dtype, device: torch.device, slots: int):
+def mixer(
+    heads: int, kv: int, p: int, n: int, ssm: torch.dtype, dtype: torch.dtype, device: torch.device, slots: int
+) -> tuple[MixerLayer, MixerState]:
     g = torch.Generator().manual_seed(heads * n)
 
     def random(*shape: int, scale: float = 1.0) -> Tensor:

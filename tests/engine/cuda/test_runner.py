@@ -83,7 +83,11 @@ def test_random_streams_with_cancels_and_deadlines_leak_nothing(kind: str) -> No
     rng, llm, entered = random.Random(0), engine(kind), 0
     for turn in range(12):
         requests = [
-            Request(f"{turn}-{i}", (1,) * rng.randrange(1, 130), SamplingParams(n=rng.randrange(1, 12), max_tokens=rng.randrange(1, 40)))
+            Request(
+                f"{turn}-{i}",
+                (1,) * rng.randrange(1, 130),
+                SamplingParams(n=rng.randrange(1, 12), max_tokens=rng.randrange(1, 40)),
+            )
             for i in range(150)
         ]  # fmt: skip
         entered += sum(r.params.n for r in requests)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from thinkfast.engine.cache import PAGE, PromptHandle, Usage
-from thinkfast.engine.cuda.book import Book
+from thinkfast.engine.cuda.book import Book, Entry
 from thinkfast.engine.cuda.flights import Flights
 from thinkfast.engine.cuda.graphs import Graphs
 from thinkfast.engine.cuda.prefill import prefill
@@ -23,7 +23,7 @@ from thinkfast.engine.cuda.state import State
 from thinkfast.engine.cuda.step import Step
 from thinkfast.engine.pages import Ints, Moves
 from thinkfast.engine.plan import MemoryPlan
-from thinkfast.engine.rows import Said
+from thinkfast.engine.rows import RowStart, Said
 from thinkfast.engine.runner import Start
 from thinkfast.kernels.triton.attention import TILE_ROWS
 from thinkfast.kernels.triton.sampler import draw
@@ -80,7 +80,9 @@ class CudaRunner:
     @torch.inference_mode()
     def fork(self, starts: Sequence[Start]) -> Ints:
         """Add rows behind the present ones and draw their first tokens, whose codes come with the next step's."""
-        entries, rows, logits = [], [], []
+        entries: list[Entry] = []
+        rows: list[RowStart] = []
+        logits: list[Tensor] = []
         for start in starts:
             rows += start.rows
             entries += self.book.fork(start.prompt, [row.limit for row in start.rows], start.last)

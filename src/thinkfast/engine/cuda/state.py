@@ -33,25 +33,25 @@ class State:
     def __init__(self, model: Decoder, slots: int, per_row: int, pages: int, ssm_dtype: torch.dtype) -> None:
         spec, weight = model.spec, model.head_weight
         self.spec, self.device, self.ssm_dtype = spec, weight.device, ssm_dtype
-        make = {"device": weight.device}
-        self.ints = torch.zeros(len(_INTS), slots, dtype=torch.int64, **make)
-        self.small = torch.zeros(len(_SMALL), slots, dtype=torch.int32, **make)
-        self.floats = torch.ones(len(_FLOATS), slots, dtype=torch.float32, **make)
+        dev = weight.device
+        self.ints = torch.zeros(len(_INTS), slots, dtype=torch.int64, device=dev)
+        self.small = torch.zeros(len(_SMALL), slots, dtype=torch.int32, device=dev)
+        self.floats = torch.ones(len(_FLOATS), slots, dtype=torch.float32, device=dev)
         self.ints[_INTS.index("drawn"), -1] = 1
-        self.table = torch.zeros(slots, max(per_row, 1), dtype=torch.int32, **make)
+        self.table = torch.zeros(slots, max(per_row, 1), dtype=torch.int32, device=dev)
         # One page more than the book gives away: the dummy slot's.
         kv = (spec.n_attention, pages + 1, spec.n_kv_heads, PAGE, spec.head_dim)
-        self.k, self.v = (torch.zeros(kv, dtype=weight.dtype, **make) for _ in range(2))
+        self.k, self.v = (torch.zeros(kv, dtype=weight.dtype, device=dev) for _ in range(2))
         self.table[-1] = pages
         self.mixers: list[MixerState] = []
         for _ in range(spec.n_layers - spec.n_attention):
             heads, p, n = spec.n_heads, spec.head_dim, spec.d_state
             held = (slots, HOLD, spec.ssm_kv_heads * (p + n))
-            ssm = torch.zeros(slots, heads, p, n, dtype=ssm_dtype, **make)
-            conv = torch.zeros(slots, spec.d_conv, spec.conv_channels, dtype=weight.dtype, **make)
-            steps = torch.zeros(slots, HOLD, heads, **make)
-            scale = torch.ones(slots, heads, **make)
-            self.mixers.append(MixerState(ssm, scale, conv, torch.zeros(held, dtype=weight.dtype, **make), steps))
+            ssm = torch.zeros(slots, heads, p, n, dtype=ssm_dtype, device=dev)
+            conv = torch.zeros(slots, spec.d_conv, spec.conv_channels, dtype=weight.dtype, device=dev)
+            steps = torch.zeros(slots, HOLD, heads, device=dev)
+            scale = torch.ones(slots, heads, device=dev)
+            self.mixers.append(MixerState(ssm, scale, conv, torch.zeros(held, dtype=weight.dtype, device=dev), steps))
 
     def __getattr__(self, name: str) -> Tensor:
         for names, table in ((_INTS, "ints"), (_SMALL, "small"), (_FLOATS, "floats")):

@@ -36,9 +36,10 @@ def splits(rows: int, kv_heads: int) -> int:
 
 
 def _project(linear: nn.Linear, x: Tensor, out: Tensor) -> Tensor:
-    if linear.bias is None:
+    bias: Tensor | None = linear.bias
+    if bias is None:
         return torch.mm(x, linear.weight.t(), out=out)
-    return torch.addmm(linear.bias, x, linear.weight.t(), out=out)
+    return torch.addmm(bias, x, linear.weight.t(), out=out)
 
 
 @dataclass(frozen=True, slots=True)
