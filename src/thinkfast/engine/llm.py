@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 
 from thinkfast.engine.cache import PAGE
-from thinkfast.engine.plan import PREFILL_TOKENS
 from thinkfast.engine.request import Chain, Request, SamplingParams
-from thinkfast.engine.runner import Runner, plan_for
+from thinkfast.engine.runners import make_runner, plan_for
 from thinkfast.engine.scheduler import Limits, Scheduler
 from thinkfast.engine.session import Codec, Session, Stats
 from thinkfast.engine.stops import stop_table
@@ -32,6 +31,8 @@ class LLM:
         max_len: most tokens of a chain, its prompt included; None for the model's own limit.
         dtype: of weights and caches.
         device: where to run.
+        state_dtype: of SSM states on a GPU: fp32, bf16 or float8_e4m3fn; None for that of the weights. A CPU keeps
+            them in fp32.
 
     Errors: ModelError, InputError, and CapacityError with the memory plan where it does not fit.
     """
@@ -43,13 +44,14 @@ class LLM:
         max_len: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        state_dtype: torch.dtype | None = None,
     ) -> None:
         loaded = model if isinstance(model, Loaded) else load_model(model, dtype, device)
         self.loaded, self.spec, self.tokenizer = loaded, loaded.spec, loaded.tokenizer
-        self.plan = plan_for(loaded.model, max_batch, max_len)
+        self.plan = plan_for(loaded.model, max_batch, max_len, state_dtype)
         self.stats = Stats()
-        self._runner = Runner(loaded.model, self.plan, self.tokenizer.eos_ids)
-        self._limits = Limits(max_batch, self.plan.max_len, self.plan.admissible_pages, PAGE, PREFILL_TOKENS)
+        self._runner = make_runner(loaded.model, self.plan, self.tokenizer.eos_ids)
+        self._limits = Limits(max_batch, self.plan.max_len, self.plan.admissible_pages, PAGE, self.plan.prefill_tokens)
         self._stops: dict[tuple[str, ...], int] = {(): 0}
         self._pieces: list[str] | None = None
         self._session: Session | None = None
@@ -135,8 +137,8 @@ class LLM:
 
     @property
     def step_path(self) -> str:
-        """What runs a decode step: "compiled" (kernels.cpu) or "torch"."""
-        return "torch" if self._runner.decode.native is None else "compiled"
+        """What runs a decode step: "captured" (kernels.triton), "compiled" (kernels.cpu) or "torch"."""
+        return self._runner.path
 
     def _check(self, request: Request) -> Request:
         size = self.spec.vocab_size
@@ -163,5 +165,5 @@ class LLM:
             if self._pieces is None:
                 self._pieces = [self._decode([token]) for token in range(self.tokenizer.vocab_size)]
             table = stop_table(self._pieces, stop, self.spec.vocab_size)
-            self._stops[stop] = self._runner.rows.add_stop_table(table)
+            self._stops[stop] = self._runner.add_stop_table(table)
         return self._stops[stop]

@@ -31,11 +31,13 @@ class MemoryPlan:
     work_bytes: int
     packed_bytes: int
     available_bytes: int | None
+    prefill_tokens: int = PREFILL_TOKENS
+    state_dtype: torch.dtype | None = None
 
     @property
     def admissible_pages(self) -> int:
         """KV pages that admitted samples may reserve; the rest is for prompts between prefill and fork."""
-        return self.max_batch * -(-self.max_len // PAGE) if self.pages else 0
+        return min(self.pages, self.max_batch * -(-self.max_len // PAGE))
 
     @property
     def needed_bytes(self) -> int:

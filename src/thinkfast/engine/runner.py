@@ -88,6 +88,10 @@ class Runner:
         self._logits: dict[int, Tensor] = {}
         self.decode = DecodeStep(model, self.cache, plan)
 
+    def add_stop_table(self, table: Tensor) -> int:
+        """Register the tokens [V] bool that may complete a stop string; returns the number for RowStart.stop."""
+        return self.rows.add_stop_table(table)
+
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[PromptHandle]:
         """Run n prompts in one packed pass and keep their states and their next-token logits."""
@@ -104,7 +108,10 @@ class Runner:
 
     @torch.inference_mode()
     def fork(self, starts: Sequence[Start]) -> Ints:
-        """Add rows behind the present ones and draw their first tokens; returns the new rows' codes."""
+        """Add rows behind the present ones and draw their first tokens; returns the new rows' codes.
+
+        A runner that is a step behind returns none here, and these codes with the next step's.
+        """
         forks = [Fork(s.prompt, len(s.rows), s.last) for s in starts]
         new = self.cache.fork(forks)
         self.rows.add([row for s in starts for row in s.rows])
@@ -140,6 +147,11 @@ class Runner:
         """No more forks of this prompt will follow."""
         del self._logits[prompt.id]
         self.cache.close(prompt)
+
+    @property
+    def path(self) -> str:
+        """What runs a step: "compiled" or "torch"."""
+        return "torch" if self.decode.native is None else "compiled"
 
     @property
     def usage(self) -> Usage:

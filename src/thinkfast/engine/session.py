@@ -20,7 +20,8 @@ from thinkfast.engine.pages import Ints
 from thinkfast.engine.request import Chain, Finish, Request
 from thinkfast.engine.rng import sample_key
 from thinkfast.engine.rows import Code, RowStart, Said
-from thinkfast.engine.runner import Runner, Start
+from thinkfast.engine.runner import Start
+from thinkfast.engine.runners import AnyRunner
 from thinkfast.engine.scheduler import Admission, Limits, Scheduler
 from thinkfast.engine.stops import find_stop
 
@@ -67,7 +68,7 @@ class Sample:
 class Session:
     """One run; ``started`` and ``deadline`` are times of time.monotonic; ``fair`` as for the scheduler."""
 
-    runner: Runner
+    runner: AnyRunner
     codec: Codec
     limits: Limits
     stats: Stats

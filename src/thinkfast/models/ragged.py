@@ -10,6 +10,7 @@ Usage: ``r = Ragged(torch.tensor([5, 3])); r.unpad(r.pad(x))`` is ``x``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -19,9 +20,10 @@ from torch import Tensor
 class Ragged:
     """The lengths of the sequences in a flat batch, and the index maps they imply."""
 
-    def __init__(self, lens: Tensor) -> None:
+    def __init__(self, lens: Tensor, known: Sequence[int] | None = None) -> None:
         self.lens = lens
-        host: list[int] = lens.tolist()
+        # Reading lengths back from a GPU would wait for all it has to do; ``known`` are the same numbers on the host.
+        host: list[int] = lens.tolist() if known is None else list(known)
         self.n = len(host)
         self.total = sum(host)
         self.max_len = max(host, default=0)

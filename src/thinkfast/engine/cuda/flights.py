@@ -1,0 +1,91 @@
+"""News of steps on their way to the host: pinned memory and events, so that nobody waits for a step that still runs.
+
+A flight carries code, token and log-probability of every row of one draw. The host hears of a step when the next one
+has been launched; rows that were released in between, or whose slot has a new owner, are left out.
+
+Usage: ``flights.send(news, slots); codes = flights.land(current_slots)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thinkfast.engine.pages import Ints
+from thinkfast.engine.rows import Said
+from thinkfast.kernels.triton.sampler import CODE, LOGPROB, TOKEN
+
+
+@dataclass(slots=True)
+class _Flight:
+    memory: Tensor
+    slots: Ints
+    owners: Ints
+    done: Any
+
+
+class Flights:
+    """Deliveries for ``slots`` slots of at most ``longest`` tokens, and what each slot has said so far."""
+
+    def __init__(self, slots: int, longest: int, rows: int, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._rows = rows
+        self._tokens = np.zeros((slots, longest), dtype=np.int32)
+        self._logprobs = np.zeros((slots, longest), dtype=np.float32)
+        self._count = np.zeros(slots, dtype=np.int64)
+        # A slot's owners are counted, so that news of one that has left reach nobody else.
+        self._owner = np.zeros(slots, dtype=np.int64)
+        self._code = np.zeros(slots, dtype=np.int64)
+        self._aloft: list[_Flight] = []
+        self._memory: list[Tensor] = []
+
+    def enter(self, slots: Ints) -> None:
+        """New owners for ``slots``."""
+        self._owner[slots] += 1
+        self._count[slots] = 0
+
+    def leave(self, slots: Ints) -> None:
+        """The owners of ``slots`` are gone; what is on its way to them is dropped."""
+        self._owner[slots] += 1
+
+    def send(self, news: Tensor, slots: Ints) -> None:
+        """Start copying ``news`` [3, at least B] of the rows ``slots`` [B]."""
+        memory = (
+            self._memory.pop() if self._memory else torch.empty(3, self._rows, dtype=torch.int32, pin_memory=self._cuda)
+        )
+        memory.copy_(news, non_blocking=True)
+        done = None
+        if self._cuda:
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+        self._aloft.append(_Flight(memory, slots, self._owner[slots], done))
+
+    def land(self, keep: int) -> None:
+        """Wait for all flights but the ``keep`` newest and note their news."""
+        due = self._aloft[: len(self._aloft) - keep]
+        self._aloft = self._aloft[len(due) :]
+        for flight in due:
+            if flight.done is not None:
+                flight.done.synchronize()
+            news = flight.memory.numpy()[:, : len(flight.slots)]
+            fresh = self._owner[flight.slots] == flight.owners
+            slots = flight.slots[fresh]
+            place = self._count[slots]
+            self._tokens[slots, place] = news[TOKEN, fresh]
+            self._logprobs[slots, place] = news[LOGPROB, fresh].view(np.float32)
+            self._count[slots] += 1
+            self._code[slots] = news[CODE, fresh]
+            self._memory.append(flight.memory)
+
+    def codes(self, slots: Ints) -> Ints:
+        """The newest code of each of ``slots``."""
+        return self._code[slots]
+
+    def said(self, slot: int) -> Said:
+        """What has been heard of a slot's row."""
+        n = int(self._count[slot])
+        return Said(tuple(self._tokens[slot, :n].tolist()), tuple(self._logprobs[slot, :n].tolist()))

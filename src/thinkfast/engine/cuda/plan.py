@@ -1,0 +1,78 @@
+"""The memory plan on a GPU: as engine.plan's, with every pool counted as it will be allocated.
+
+A GPU's memory is taken when it is asked for, not when it is written, so the pages are cut to what is there: rows that
+do not find theirs wait.
+
+Usage: ``print(make_cuda_plan(spec, 512, 2304, torch.bfloat16, torch.bfloat16, available))``.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from thinkfast.engine.cache import PAGE
+from thinkfast.engine.plan import MemoryPlan
+from thinkfast.errors import CapacityError, InputError
+from thinkfast.kernels.triton.mixer import HOLD
+from thinkfast.models.spec import ModelSpec
+
+# Prompt tokens between two steps: enough to fill the chip, 10 to 20 ms of a model of a billion weights.
+PREFILL_TOKENS = 8192
+# CUDA graphs, cuBLAS's workspace, compiled kernels.
+GRAPH_BYTES = 1 << 30
+
+
+def slot_bytes(spec: ModelSpec, itemsize: int, state_itemsize: int) -> int:
+    """Bytes of one slot's SSM states over all Mamba layers."""
+    if not spec.is_student:
+        return 0
+    ssm = spec.n_heads * (spec.head_dim * spec.d_state * state_itemsize + 4 + 4 * HOLD)
+    held = HOLD * spec.ssm_kv_heads * (spec.head_dim + spec.d_state)
+    return (spec.n_layers - spec.n_attention) * (ssm + (spec.d_conv * spec.conv_channels + held) * itemsize)
+
+
+def _plan(
+    spec: ModelSpec, rows: int, length: int, dtype: torch.dtype, state: torch.dtype, available: int | None
+) -> MemoryPlan:
+    size = dtype.itemsize
+    prefill = PREFILL_TOKENS
+    wide = max(3 * spec.d_ff, spec.in_proj_rows if spec.is_student else 0) + 6 * spec.d_model
+    work = GRAPH_BYTES + rows * (spec.vocab_size * size * 2 + wide * size + 32 * spec.n_heads * spec.head_dim)
+    # A prefill's activations, the keys and states it leaves behind, and the decays of its chunks in fp32.
+    work += prefill * (wide * size + spec.kv_bytes_per_token(size) + (spec.n_heads * 640 if spec.is_student else 0))
+    states = (rows + 2) * slot_bytes(spec, size, state.itemsize)
+    page = PAGE * spec.kv_bytes_per_token(size)
+    pages = rows * -(-length // PAGE) if spec.n_attention else 0
+    if available is not None and pages:
+        least = -(-length // PAGE)
+        pages = max(least, min(pages, (available - work - states) // page - 1))
+    kv = (pages + 1) * page if pages else 0
+    return MemoryPlan(rows, length, pages, spec.n_params * size, kv, states, work, 0, available, prefill, state)
+
+
+def make_cuda_plan(
+    spec: ModelSpec, max_batch: int, max_len: int | None, dtype: torch.dtype, state: torch.dtype, available: int | None
+) -> MemoryPlan:
+    """The plan for ``max_batch`` rows of ``max_len`` tokens (None: the model's own limit); rows share what pages fit.
+
+    Errors: InputError where a size is out of range; CapacityError, with the largest batch that fits, where states,
+    workspace and the pages of one row need more than ``available`` bytes.
+    """
+    if max_batch <= 0:
+        raise InputError(f"max_batch is {max_batch}", remedy="pass max_batch=1 or more")
+    length = spec.max_positions if max_len is None else max_len
+    if length < 2:
+        raise InputError(f"max_len is {length}", remedy="pass at least 2: a prompt token and a new one")
+    if spec.n_attention and length > spec.max_positions:
+        raise InputError(
+            f"max_len is {length}, and the model was made for {spec.max_positions} positions",
+            remedy=f"pass max_len={spec.max_positions} or less",
+        )
+    plan = _plan(spec, max_batch, length, dtype, state, available)
+    if available is not None and plan.needed_bytes > available:
+        fits = max_batch
+        while fits and _plan(spec, fits, length, dtype, state, available).needed_bytes > available:
+            fits -= max(1, fits // 16)
+        remedy = f"pass max_batch={fits} or a smaller max_len" if fits else "pass a smaller max_len, or free memory"
+        raise CapacityError(f"the engine does not fit in memory: {plan}", remedy=remedy)
+    return plan

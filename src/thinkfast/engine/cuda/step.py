@@ -1,0 +1,144 @@
+"""The decode step on a GPU, from token to token: what a graph captures, for every mixer.
+
+Matrix products go to cuBLAS; everything between two of them is one kernel. All of it runs in buffers that stay where
+they are, because a graph replays addresses.
+
+Legend: B rows, D model width, F feed-forward width, V vocabulary.
+
+Usage: ``step = Step(model, state, rows=512, max_len=1024); step(rows=64, active=..., tiles=None, filters=False)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from thinkfast.engine.cuda.state import State
+from thinkfast.kernels.triton.attention import KVLayer, KVRows, SplitPlan, attend
+from thinkfast.kernels.triton.mixer import MixerLayer, MixerRows, MixerWork, mix
+from thinkfast.kernels.triton.norm import add_norm, embed_norm
+from thinkfast.kernels.triton.sampler import SampleRows, SampleWork, draw
+from thinkfast.kernels.triton.swiglu import swiglu
+from thinkfast.models.attention import Attention
+from thinkfast.models.decoder import Block, Decoder
+from thinkfast.models.mixers import Mamba
+
+# Programs that fill the chip, and most shares that a row's context is cut into.
+_PROGRAMS, _MAX_SPLITS = 1056, 16
+_PROMPT_SPLITS = 4
+
+
+def splits(rows: int, kv_heads: int) -> int:
+    """Shares of a row's context: enough programs for the whole chip and no more, since shares have to be merged."""
+    return max(1, min(_MAX_SPLITS, _PROGRAMS // (rows * kv_heads)))
+
+
+def _project(linear: nn.Linear, x: Tensor, out: Tensor) -> Tensor:
+    bias: Tensor | None = linear.bias
+    if bias is None:
+        return torch.mm(x, linear.weight.t(), out=out)
+    return torch.addmm(bias, x, linear.weight.t(), out=out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    block: Block
+    kv: KVLayer | None
+    mixer: MixerLayer | None
+    number: int
+
+
+def mixer_layer(mixer: Mamba) -> MixerLayer:
+    """The small weights of a mixer, prepared."""
+    f = torch.float32
+    taps = mixer.conv_weight.t().to(f).contiguous()
+    return MixerLayer(
+        taps, mixer.conv_bias.to(f), -mixer.A_log.to(f).exp(), mixer.dt_bias.to(f), mixer.D.to(f),
+        mixer.norm_weight.to(f), mixer.kv_heads, mixer.norm_eps,
+    )  # fmt: skip
+
+
+class Step:
+    """``model``'s decode step over ``state`` for up to ``rows`` rows."""
+
+    def __init__(self, model: Decoder, state: State, rows: int, max_len: int) -> None:
+        spec, weight = model.spec, model.head_weight
+        self.model, self.state, self.spec = model, state, spec
+        dev = weight.device
+
+        def buffer(width: int) -> Tensor:
+            return torch.zeros(rows, width, dtype=weight.dtype, device=dev)
+
+        inner = spec.n_heads * spec.head_dim
+        wide = max((spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim, spec.in_proj_rows if spec.is_student else 0)
+        self.residual, self.normed, self.update = buffer(spec.d_model), buffer(spec.d_model), buffer(spec.d_model)
+        # Flat, because layers of both kinds cut it to their own width.
+        self.projected = torch.zeros(rows * wide, dtype=weight.dtype, device=dev)
+        self.mixed, self.both, self.gated = buffer(inner), buffer(2 * spec.d_ff), buffer(spec.d_ff)
+        self.logits = buffer(spec.vocab_size)
+        self.news = torch.zeros(3, rows, dtype=torch.int32, device=dev)
+        self.work = SampleWork.make(rows, spec.vocab_size, dev)
+        self.mixing = MixerWork.make(rows, spec.n_heads, spec.head_dim, spec.d_state, weight.dtype, dev)
+        worst = rows * (splits(rows, spec.n_kv_heads) + _PROMPT_SPLITS)
+        worst = max(worst, _PROGRAMS // spec.n_kv_heads + 2 * _PROMPT_SPLITS * rows) if spec.n_attention else 0
+        self.parts = torch.zeros(worst, spec.n_heads, spec.head_dim, device=dev)
+        self.peaks = torch.zeros(worst, spec.n_heads, device=dev)
+        at = torch.arange(max_len if spec.n_attention else 1, device=dev, dtype=torch.float32)
+        angles = at[:, None] * model.frequencies.to(dev)
+        self.cos, self.sin = angles.cos().contiguous(), angles.sin().contiguous()
+        self.layers: list[_Layer] = []
+        attention = mamba = 0
+        for block in model.blocks:
+            if isinstance(block.mixer, Attention):
+                m = block.mixer
+                self.layers.append(
+                    _Layer(block, KVLayer(state.k[attention], state.v[attention], m.q_norm, m.k_norm), None, attention)
+                )
+                attention += 1
+            else:
+                self.layers.append(_Layer(block, None, mixer_layer(block.mixer), mamba))
+                mamba += 1
+
+    @property
+    def mixers(self) -> list[MixerLayer]:
+        """The mixers' prepared weights, in order."""
+        return [layer.mixer for layer in self.layers if layer.mixer is not None]
+
+    def sample_rows(self, active: Tensor) -> SampleRows:
+        """The sampler's view of the slots ``active``."""
+        s = self.state
+        return SampleRows(
+            active, s.token, s.alive, s.position, s.drawn, s.limit, s.key, s.top_k, s.stop,
+            s.inverse_temperature, s.top_p, s.min_p, s.greedy, s.watch_eos,
+        )  # fmt: skip
+
+    def __call__(self, active: Tensor, tiles: Tensor | None, filters: bool, eos: Tensor, stops: Tensor) -> None:
+        """One token for every row of ``active`` [B]; ``news`` then says what came of it."""
+        b, s, spec = active.shape[0], self.state, self.spec
+        residual, normed, update = self.residual[:b], self.normed[:b], self.update[:b]
+        mixed, both, gated, logits = self.mixed[:b], self.both[:b], self.gated[:b], self.logits[:b]
+        plan = SplitPlan(splits(b, spec.n_kv_heads), _PROMPT_SPLITS if b < 256 else 1, tiles, self.parts, self.peaks)
+        kv_rows = KVRows(active, s.position, s.shared, s.table, self.cos, self.sin)
+        mixer_rows = MixerRows(active, s.position, s.drawn, s.key)
+        eps = spec.norm_eps
+        norms = [layer.block.input_norm.weight for layer in self.layers[1:]] + [self.model.norm.weight]
+        embed_norm(
+            self.model.embed.weight, s.token, active, self.layers[0].block.input_norm.weight, residual, normed, eps
+        )
+        for layer, following in zip(self.layers, norms, strict=True):
+            block, mixer = layer.block, layer.block.mixer
+            if isinstance(mixer, Attention) and layer.kv is not None:
+                wide = mixer.qkv.weight.shape[0]
+                qkv = _project(mixer.qkv, normed, self.projected[: b * wide].view(b, wide))
+                attend(qkv, layer.kv, kv_rows, plan, mixed, mixer.scale, mixer.norm_eps)
+            elif isinstance(mixer, Mamba) and layer.mixer is not None:
+                wide = mixer.in_proj.weight.shape[0]
+                projected = _project(mixer.in_proj, normed, self.projected[: b * wide].view(b, wide))
+                mix(projected, layer.mixer, s.mixers[layer.number], mixer_rows, self.mixing, mixed, layer.number)
+            add_norm(residual, _project(mixer.out, mixed, update), block.post_norm.weight, normed, eps)
+            swiglu(_project(block.mlp.gate_up, normed, both), gated)
+            add_norm(residual, _project(block.mlp.down, gated, update), following, normed, eps)
+        torch.mm(normed, self.model.head_weight.t(), out=logits)
+        draw(logits, self.sample_rows(active), eos, stops, self.work, self.news, filters)

@@ -1,0 +1,93 @@
+"""Which runner a model gets: the captured one where its device and sizes allow, else the plain one.
+
+Usage: ``plan = plan_for(model, 64, 1024); runner = make_runner(model, plan, eos_ids)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from thinkfast.engine import runner
+from thinkfast.engine.cache import PromptHandle, Usage
+from thinkfast.engine.pages import Ints, Moves
+from thinkfast.engine.plan import MemoryPlan, available_memory
+from thinkfast.engine.rows import Said
+from thinkfast.engine.runner import Runner, Start
+from thinkfast.kernels.available import triton_works
+from thinkfast.models.decoder import Decoder
+from thinkfast.models.spec import ModelSpec
+
+
+class AnyRunner(Protocol):
+    """What a session asks of a runner; see engine.runner.Runner. Codes may be those of the step before."""
+
+    def add_stop_table(self, table: Tensor) -> int:
+        """The number of a table of tokens that may complete a stop string."""
+        ...
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[PromptHandle]:
+        """Run prompts and keep their states."""
+        ...
+
+    def fork(self, starts: Sequence[Start]) -> Ints:
+        """Add rows; their codes, or none where they come with the next step's."""
+        ...
+
+    def step(self) -> Ints:
+        """One token for every row; one code for every row."""
+        ...
+
+    def said(self, rows: Sequence[int]) -> list[Said]:
+        """What rows have generated, up to the codes that have been returned."""
+        ...
+
+    def release(self, rows: Sequence[int]) -> Moves:
+        """Take rows out."""
+        ...
+
+    def close(self, prompt: PromptHandle) -> None:
+        """No more forks of this prompt."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """What runs a step."""
+        ...
+
+    @property
+    def usage(self) -> Usage:
+        """What is held now."""
+        ...
+
+
+def captured(spec: ModelSpec, device: torch.device) -> bool:
+    """Whether the captured runner can run a model of these sizes on this device."""
+    if device.type != "cuda" or not triton_works(device):
+        return False
+    sizes = [spec.head_dim, *([spec.d_state] if spec.is_student else [])]
+    return all(size >= 16 and size & (size - 1) == 0 for size in sizes)
+
+
+def plan_for(model: Decoder, max_batch: int, max_len: int | None, state_dtype: torch.dtype | None = None) -> MemoryPlan:
+    """The memory plan of the runner that ``model`` gets. Errors: as make_plan."""
+    weight = model.head_weight
+    if captured(model.spec, weight.device):
+        from thinkfast.engine.cuda.plan import make_cuda_plan
+
+        state = weight.dtype if state_dtype is None else state_dtype
+        available = available_memory(weight.device)
+        return make_cuda_plan(model.spec, max_batch, max_len, weight.dtype, state, available)
+    return runner.plan_for(model, max_batch, max_len)
+
+
+def make_runner(model: Decoder, plan: MemoryPlan, eos_ids: frozenset[int]) -> AnyRunner:
+    """The runner for ``model`` within a plan of ``plan_for``."""
+    if captured(model.spec, model.head_weight.device):
+        from thinkfast.engine.cuda.runner import CudaRunner
+
+        return CudaRunner(model, plan, eos_ids)
+    return Runner(model, plan, eos_ids)

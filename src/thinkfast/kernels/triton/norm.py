@@ -1,0 +1,89 @@
+"""Residual add and RMS norm in one pass, and the step's first lines: embedding rows and their norm.
+
+Legend: B rows, D model width, S slots, R partial sums.
+
+Usage: ``add_norm(residual, update, weight, normed, eps)``; ``embed_norm(table, tokens, active, weight, ...)``.
+Source: RMSNorm, arXiv 1910.07467.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from thinkfast.kernels.triton.launch import options, overlap, power_of_two, trigger, wait
+
+
+@triton.jit
+def _embed_norm(
+    TABLE, TOKEN, ACTIVE, WEIGHT, RESIDUAL, NORMED, eps, D: tl.constexpr, BD: tl.constexpr, PDL: tl.constexpr
+):
+    b = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BD)
+    slot = tl.load(ACTIVE + b)
+    w = tl.load(WEIGHT + i, mask=i < D, other=0.0).to(tl.float32)
+    wait(PDL)
+    trigger(PDL)
+    token = tl.load(TOKEN + slot).to(tl.int64)
+    x = tl.load(TABLE + token * D + i, mask=i < D, other=0.0)
+    tl.store(RESIDUAL + b * D + i, x, mask=i < D)
+    x = x.to(tl.float32)
+    y = x * tl.rsqrt(tl.sum(x * x, 0) / D + eps) * w
+    tl.store(NORMED + b * D + i, y.to(NORMED.dtype.element_ty), mask=i < D)
+
+
+@triton.jit
+def _add_norm(RESIDUAL, UPDATE, WEIGHT, NORMED, eps, D: tl.constexpr, BD: tl.constexpr, PDL: tl.constexpr):
+    b = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BD)
+    w = tl.load(WEIGHT + i, mask=i < D, other=0.0).to(tl.float32)
+    wait(PDL)
+    trigger(PDL)
+    x = tl.load(RESIDUAL + b * D + i, mask=i < D, other=0.0).to(tl.float32)
+    x += tl.load(UPDATE + b * D + i, mask=i < D, other=0.0).to(tl.float32)
+    # What the next layer sees is what was stored, as in the reference.
+    x = x.to(RESIDUAL.dtype.element_ty)
+    tl.store(RESIDUAL + b * D + i, x, mask=i < D)
+    x = x.to(tl.float32)
+    y = x * tl.rsqrt(tl.sum(x * x, 0) / D + eps) * w
+    tl.store(NORMED + b * D + i, y.to(NORMED.dtype.element_ty), mask=i < D)
+
+
+def _warps(width: int) -> int:
+    return 8 if width >= 2048 else 4 if width >= 1024 else 1
+
+
+def embed_norm(
+    table: Tensor, tokens: Tensor, active: Tensor, weight: Tensor, residual: Tensor, normed: Tensor, eps: float
+) -> None:
+    """residual [B, D] = table [V, D] rows of tokens [S] at slots active [B]; normed [B, D] its norm."""
+    rows, width = residual.shape
+    _embed_norm[(rows,)](
+        table, tokens, active, weight, residual, normed, eps, width, power_of_two(width),
+        overlap(table.device), **options(_warps(width), table.device),
+    )  # fmt: skip
+
+
+def embed_norm_reference(
+    table: Tensor, tokens: Tensor, active: Tensor, weight: Tensor, residual: Tensor, normed: Tensor, eps: float
+) -> None:
+    """``embed_norm`` in torch."""
+    residual.copy_(table[tokens[active.long()].long()])
+    normed.copy_(torch.rms_norm(residual.float(), weight.shape, weight.float(), eps))
+
+
+def add_norm(residual: Tensor, update: Tensor, weight: Tensor, normed: Tensor, eps: float) -> None:
+    """residual [B, D] += update [B, D]; normed [B, D] = RMS norm of it with ``weight`` [D]."""
+    rows, width = residual.shape
+    _add_norm[(rows,)](
+        residual, update, weight, normed, eps, width, power_of_two(width),
+        overlap(residual.device), **options(_warps(width), residual.device),
+    )  # fmt: skip
+
+
+def add_norm_reference(residual: Tensor, update: Tensor, weight: Tensor, normed: Tensor, eps: float) -> None:
+    """``add_norm`` in torch."""
+    residual.copy_((residual.float() + update.float()).to(residual.dtype))
+    normed.copy_(torch.rms_norm(residual.float(), weight.shape, weight.float(), eps))

@@ -1,0 +1,130 @@
+"""The captured runner on a GPU against the plain one on the CPU, token for token, and what must not leak or spread."""
+
+from __future__ import annotations
+
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="CPU builds of torch come without triton")
+sys.path.append(str(Path(__file__).parents[1]))
+
+from toy_models import ToyTokenizer, random_model
+
+from thinkfast.engine.cache import Usage
+from thinkfast.engine.cuda.plan import make_cuda_plan
+from thinkfast.engine.llm import LLM
+from thinkfast.engine.plan import make_plan
+from thinkfast.engine.request import Request, SamplingParams
+from thinkfast.engine.rows import RowStart, Said
+from thinkfast.engine.runner import Runner, Start
+from thinkfast.engine.runners import AnyRunner, make_runner
+from thinkfast.errors import CapacityError
+from thinkfast.models.loading import Loaded
+from thinkfast.models.spec import ModelSpec
+
+pytestmark = pytest.mark.gpu
+
+TEACHER = ModelSpec(64, 64, 6, 2, 16, 96, ("attention",) * 2, tie_embeddings=False, max_positions=1024)
+SPECS = {"teacher": TEACHER, "hybrid": TEACHER.as_student((1,), 16), "pure": TEACHER.as_student((), 64)}
+NONE = frozenset({3})
+PLAIN = SamplingParams(temperature=0.8, ignore_eos=True)
+MIXES = {
+    "plain": [PLAIN, replace(PLAIN, temperature=0)],
+    "filters": [replace(PLAIN, top_k=5), replace(PLAIN, top_p=0.7), replace(PLAIN, min_p=0.1, top_p=0.9, top_k=20)],
+}
+
+
+def drive(runner: AnyRunner, params: list[SamplingParams], counts: tuple[int, ...]) -> list[Said]:
+    """130 tokens of rows of three prompts, forked."""
+    prompts = [[1, 5, 9], [2] * 70, [7]]
+    starts = []
+    for i, (handle, prompt, count) in enumerate(zip(runner.prefill(prompts), prompts, counts, strict=True)):
+        rows = [RowStart(100 * i + j, params[j % len(params)], 150, len(prompt)) for j in range(count)]
+        starts.append(Start(handle, tuple(rows), last=True))
+    runner.fork(starts)
+    for _ in range(130):
+        runner.step()
+    said = runner.said(range(sum(counts)))
+    runner.release(range(sum(counts)))
+    assert runner.usage == Usage(0, 0, 0, 0)
+    return said
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("counts", [(5, 1, 2), (1, 1, 1), (24, 3, 2)])
+@pytest.mark.parametrize("kind", SPECS)
+def test_tokens_equal_the_cpus(kind: str, counts: tuple[int, ...], mix: str) -> None:
+    from thinkfast.engine.cuda.runner import CudaRunner
+
+    spec, rows = SPECS[kind], sum(counts)
+    want = drive(Runner(random_model(spec), make_plan(spec, rows, 256, 4, None), NONE), MIXES[mix], counts)
+    for capture in (True, False):
+        plan = make_cuda_plan(spec, rows, 256, torch.float32, torch.float32, None)
+        found = drive(CudaRunner(random_model(spec).cuda(), plan, NONE, capture), MIXES[mix], counts)
+        for a, b in zip(found, want, strict=True):
+            assert a.tokens == b.tokens[: len(a.tokens)]
+            assert len(a.tokens) >= len(b.tokens) - 1
+            assert a.logprobs == pytest.approx(b.logprobs[: len(a.tokens)], abs=1e-4)
+
+
+def engine(kind: str, rows: int = 8) -> LLM:
+    model = random_model(SPECS[kind]).cuda()
+    return LLM(Loaded(kind, Path(), SPECS[kind], model, cast(Any, ToyTokenizer()), ""), rows, 256, device="cuda")
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_random_streams_with_cancels_and_deadlines_leak_nothing(kind: str) -> None:
+    rng, llm, entered = random.Random(0), engine(kind), 0
+    for turn in range(12):
+        requests = [
+            Request(
+                f"{turn}-{i}",
+                (1,) * rng.randrange(1, 130),
+                SamplingParams(n=rng.randrange(1, 12), max_tokens=rng.randrange(1, 40)),
+            )
+            for i in range(150)
+        ]  # fmt: skip
+        entered += sum(r.params.n for r in requests)
+        for chain in llm.stream(requests, seconds=0.5 if turn % 3 == 0 else None):
+            if rng.random() < 0.2:
+                llm.cancel(f"{turn}-{rng.randrange(150)}")
+            if rng.random() < 0.0005:
+                break
+            assert chain.finish in ("stop", "length", "deadline", "cancelled")
+        assert llm._runner.usage == Usage(0, 0, 0, 0)
+    assert entered > 10_000
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_nan_in_one_rows_logits_ends_that_row_alone(kind: str) -> None:
+    clean, broken = engine(kind), engine(kind)
+    prompts = [[5, 6, 7], [8, 9], [9, 10, 11]]
+    want = clean.generate(prompts, replace(PLAIN, max_tokens=20))
+    # Token 8 stands in one prompt only, and is forbidden to the others by nothing but chance.
+    with torch.no_grad():
+        broken.loaded.model.embed.weight[8] = float("nan")
+    found = broken.generate(prompts, replace(PLAIN, max_tokens=20))
+    assert found[1][0].finish == "error"
+    for i in (0, 2):
+        until = next((n for n, t in enumerate(want[i][0].tokens) if t == 8), 20)
+        assert found[i][0].tokens[:until] == want[i][0].tokens[:until]
+
+
+def test_a_model_too_large_for_the_card_is_refused_with_the_plan() -> None:
+    with pytest.raises(CapacityError, match="SSM states") as refused:
+        make_cuda_plan(SPECS["pure"], 10**7, 256, torch.bfloat16, torch.float32, torch.cuda.mem_get_info()[0])
+    assert "max_batch=" in refused.value.remedy
+
+
+def test_the_device_chooses_the_runner() -> None:
+    from thinkfast.engine.cuda.runner import CudaRunner
+
+    model = random_model(TEACHER).cuda()
+    plan = make_cuda_plan(TEACHER, 2, 64, torch.float32, torch.float32, None)
+    assert isinstance(make_runner(model, plan, NONE), CudaRunner)
