@@ -60,7 +60,7 @@ class Flights:
         memory.copy_(news, non_blocking=True)
         done = None
         if self._cuda:
-            done = torch.cuda.Event()
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
         self._aloft.append(_Flight(memory, slots, self._owner[slots], done))
 
