@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
+pytest.importorskip("triton", reason="CPU builds of torch come without triton: pip install triton runs these tests")
 
 from thinkfast.kernels.triton.attention import TILE_ROWS, KVLayer, KVRows, SplitPlan, attend, attend_reference
 from thinkfast.kernels.triton.mixer import HOLD, MixerLayer, MixerRows, MixerState, MixerWork, mix, mix_reference
 from thinkfast.kernels.triton.norm import add_norm, add_norm_reference, embed_norm, embed_norm_reference
 from thinkfast.kernels.triton.swiglu import swiglu, swiglu_reference
+
+NUMPY = tuple(map(int, np.__version__.split(".")[:2]))
+pytestmark = [
+    # The interpreter turns arrays of one element into numbers: numpy 2.4 refuses, those before it warn.
+    pytest.mark.skipif(
+        NUMPY >= (2, 4) and not torch.cuda.is_available(), reason="Triton's interpreter needs numpy < 2.4"
+    ),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 NAN = float("nan")
 
