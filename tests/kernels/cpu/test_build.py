@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,14 +21,20 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build._load.cache_clear()
 
 
+def made_here() -> ctypes.CDLL:
+    if build.compiler() is None:
+        pytest.skip("no C compiler here")
+    library = load_library(SIZES)
+    assert library is not None, "the compiler that is here does not make the step"
+    return library
+
+
 def kept(tmp_path: Path) -> list[str]:
     return sorted(p.name for p in tmp_path.glob("kernels/*"))
 
 
 def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if (library := load_library(SIZES)) is None:
-        pytest.skip("no C compiler with OpenMP here")
-    assert library.columns() in (8, 16, 32)
+    assert made_here().columns() in (8, 16, 32)
     (made,) = kept(tmp_path)
     build._load.cache_clear()
     monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("compiled again"))
@@ -36,8 +43,8 @@ def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_other_sizes_are_another_library(tmp_path: Path) -> None:
-    if load_library(SIZES) is None or load_library(replace(SIZES, state=8)) is None:
-        pytest.skip("no C compiler with OpenMP here")
+    made_here()
+    assert load_library(replace(SIZES, state=8)) is not None
     assert len(kept(tmp_path)) == 2
 
 
@@ -64,10 +71,10 @@ def test_sizes_that_are_no_whole_vectors_stay_with_torch(sizes: Sizes) -> None:
     assert load_library(sizes) is None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; we support Linux")
 def test_it_runs_on_torchs_own_threads() -> None:
     """Two OpenMP runtimes in one process would spin against each other."""
-    if load_library(SIZES) is None:
-        pytest.skip("no C compiler with OpenMP here")
+    made_here()
     code = (
         "import torch\n"
         "from thinkfast.kernels.cpu.build import Sizes, load_library\n"
@@ -75,7 +82,5 @@ def test_it_runs_on_torchs_own_threads() -> None:
         "paths = {line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line.split()[-1]}\n"
         "print(len([p for p in paths if 'libgomp' in p or 'libomp' in p or 'libiomp' in p]))\n"
     )
-    if sys.platform != "linux":
-        pytest.skip("reads /proc")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["1"]

@@ -52,15 +52,15 @@ def load_library(sizes: Sizes) -> ctypes.CDLL | None:
 
 @functools.cache
 def _load(sizes: Sizes) -> ctypes.CDLL | None:
-    if (compiler := _compiler()) is None:
+    if (found := compiler()) is None:
         return None
     defines = [f"-D{name.upper()}={value}" for name, value in asdict(sizes).items()]
     # -march=native means another thing on another machine, and homes are shared between machines.
-    identity = "\0".join((_SOURCE.read_text(), *_FLAGS, *defines, compiler, platform.machine(), _cpu_flags()))
+    identity = "\0".join((_SOURCE.read_text(), *_FLAGS, *defines, found, platform.machine(), _cpu_flags()))
     target = cache_root() / "kernels" / f"decode-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     try:
         if not target.exists():
-            _compile(compiler, defines, target)
+            _compile(found, defines, target)
         library = ctypes.CDLL(str(target))
         library.columns.restype = ctypes.c_int64
         return library
@@ -68,9 +68,10 @@ def _load(sizes: Sizes) -> ctypes.CDLL | None:
         return None
 
 
-def _compiler() -> str | None:
+def compiler() -> str | None:
+    """The C compiler of this machine: $CC, or one of the usual names; None where there is none."""
     named = os.environ.get("CC")
-    return next((found for name in (named, "cc", "gcc", "clang") if name and (found := shutil.which(name))), None)
+    return next((path for name in (named, "cc", "gcc", "clang") if name and (path := shutil.which(name))), None)
 
 
 def _cpu_flags() -> str:
@@ -81,11 +82,11 @@ def _cpu_flags() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _compile(compiler: str, defines: list[str], target: Path) -> None:
+def _compile(command_name: str, defines: list[str], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # Two processes may compile at once: each into a file of its own, and the rename decides.
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
-        command = [compiler, *_FLAGS, *defines, str(_SOURCE), "-o", str(made), "-lm"]
+        command = [command_name, *_FLAGS, *defines, str(_SOURCE), "-o", str(made), "-lm"]
         subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
         made.replace(target)
