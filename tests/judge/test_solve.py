@@ -230,7 +230,10 @@ def test_a_listener_that_fails_leaves_the_engine_free(llm: LLM) -> None:
 
 
 def test_the_wall_clock_agrees(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Late by at most the step in progress and 50 ms. Others use this machine too, so the median decides."""
+    """Late by at most the step in progress and 50 ms. Others use this machine too, so the median decides.
+
+    Early only where nothing more could finish: by less than the shortest chain takes.
+    """
     step, slowest = llm._runner.step, 0.0
 
     def timed() -> Any:
@@ -248,7 +251,9 @@ def test_the_wall_clock_agrees(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Non
         found = solve(CARDS, seconds=seconds, model=llm, n=256, stop_rule=never)
         took = time.monotonic() - began
         assert found.status == "deadline"
-        assert seconds <= found.seconds <= took < seconds + 2
+        assert found.seconds <= took < seconds + 2
+        shortest = min((len(ballot.chain.tokens) for ballot in found.chains if ballot.finished), default=512)
+        assert found.seconds > seconds - shortest * slowest
         late.append(took - seconds - slowest)
     assert sorted(late)[2] < 0.05
 
