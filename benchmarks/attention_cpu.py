@@ -11,7 +11,6 @@ Usage: ``python benchmarks/attention_cpu.py --threads 1 --out results/attention-
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -19,9 +18,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from publish import publish
 from torch import Tensor
-
-from thinkfast.provenance import provenance
 
 R, H, P, W, LAYERS, ROUNDS = 64, 5, 32, 64, 4, 15
 
@@ -93,11 +91,8 @@ def main() -> None:
         "sizes": {"rows": R, "heads": H, "head_dim": P, "page": W, "layers": LAYERS},
         "ms_per_step": found,
         "threads": options.threads,
-        "provenance": provenance(0),
     }
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    publish(result, options.out)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from publish import publish
 
 from thinkfast.data.problems import load_problems
 from thinkfast.engine.llm import LLM
 from thinkfast.judge.deciding import Posterior, never
 from thinkfast.judge.solve import solve
 from thinkfast.models.loading import load_model
-from thinkfast.provenance import provenance
 
 GRACE = 0.05
 
@@ -134,12 +134,9 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "busy": busy,
         "wall": wall,
-        "provenance": provenance(0),
         "tries": tries,
     }
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in result.items() if k not in ("tries", "provenance")}, indent=1))
+    publish(result, options.out, unprinted=("tries", "provenance"))
 
 
 if __name__ == "__main__":

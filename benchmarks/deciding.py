@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from publish import publish
 
 from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import Chain
@@ -31,7 +32,6 @@ from thinkfast.judge.confidence import calibration_error
 from thinkfast.judge.deciding import Posterior, Window, find_rule, never
 from thinkfast.judge.tally import Ballot, Standing, StopRule, Tally, unbeatable
 from thinkfast.judge.voters import VOTERS
-from thinkfast.provenance import provenance
 from thinkfast.report.calibrate import calibrate, leaders
 from thinkfast.report.intervals import bootstrap, paired, sign_test
 from thinkfast.report.pacing import step_times
@@ -176,12 +176,8 @@ def main() -> None:
         "step_times": asdict(times),
         "threads": torch.get_num_threads(),
         "wall_seconds": time.monotonic() - began,
-        "provenance": provenance(0),
     }
-    text = json.dumps(result, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+    publish(result, options.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Tokens per second of the engine on a GPU, end to end, beside vLLM in the same lease; writes results/gpu-engine.json.
 
     PYTHONPATH=src python3 benchmarks/gpu_engine.py --out results/gpu-engine.json \\
-        --models teacher-1b pure-1b-d64 --cells 64,128,512 512,256,2048 [--vllm vllm.jsonl]
+        --models llama-3.2-1b llama-3.2-1b/pure-d64 --cells 64,128,512 512,256,2048 [--vllm vllm.jsonl]
 
 Random bf16 weights, temperature 0.8, forced length; each cell is B sequences, P prompt tokens, O new tokens, after one
 short run that compiles and captures. --vllm takes the lines that ../shared/tools/vllm_bench.py printed on the same
@@ -15,20 +15,16 @@ import gc
 import json
 import random
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path.append(str(Path(__file__).parent))
-
-from gpu_shapes import load
-
 from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import SamplingParams
-from thinkfast.models.loading import Loaded
+from thinkfast.models.loading import Loaded, load_model
+from thinkfast.models.shapes import PREFIX
 from thinkfast.provenance import provenance
 from thinkfast.report.roofline import ItemSizes, Machine, decode_step
 
@@ -80,7 +76,8 @@ def cell(loaded: Loaded, b: int, p: int, o: int, state: str, samples: int, batch
     sizes = ItemSizes(2, 2, 2, 2)
     bound = decode_step(spec, min(batch, b * samples), context, sizes).seconds(H100)
     found = {
-        "model": loaded.name, "B": b, "P": p, "O": o, "samples": samples, "rows": batch, "state": state,
+        "model": loaded.name.removeprefix(PREFIX), "B": b, "P": p, "O": o, "samples": samples, "rows": batch,
+        "state": state,
         "seconds": seconds, "tok_s": b * samples * o / seconds,
         "ms_per_step": 1e3 * (llm.stats.decode_seconds - decode) / (llm.stats.steps - steps),
         "steps": llm.stats.steps - steps, "prefill_seconds": llm.stats.prefill_seconds - prefill,
@@ -105,7 +102,7 @@ def main() -> None:
     a = ap.parse_args()
     found = json.loads(a.out.read_text()) if a.out.exists() else {**provenance(0), "ours": [], "vllm": []}
     for name in a.models:
-        loaded = load(name, torch.device("cuda"))
+        loaded = load_model(PREFIX + name, torch.bfloat16, "cuda")
         for text in a.cells:
             b, p, o = map(int, text.split(","))
             try:
@@ -117,7 +114,7 @@ def main() -> None:
                 continue
             found["ours"].append(one)
             print(
-                f"{name:15s} {text:14s} x{a.samples} {one['tok_s']:9.0f} tok/s {one['ms_per_step']:7.3f} ms/step "
+                f"{name:28s} {text:14s} x{a.samples} {one['tok_s']:9.0f} tok/s {one['ms_per_step']:7.3f} ms/step "
                 f"share {one['bound_ms_per_step'] / one['ms_per_step']:.0%} of {one['bound_tok_s']:.0f}; "
                 f"prefill {one['prefill_seconds']:.2f} s, first token {one['first_token_seconds']:.3f} s, "
                 f"{one['peak_bytes'] / 2**30:.1f} GiB, {one['seconds']:.2f} s",

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
 from pathlib import Path
 
 import numpy as np
+from publish import publish
 
 from thinkfast.judge.voters import VOTERS
-from thinkfast.provenance import provenance
 from thinkfast.report.chains import Chains
 from thinkfast.report.curves import coverage_by_second, vote_by_second
 from thinkfast.report.intervals import bootstrap, paired, sign_test
@@ -124,12 +123,8 @@ def main() -> None:
         "power of the paired bootstrap for +5 points": found * share,
         "largest error against enumeration": enumerations(rng, 300),
         "wall_seconds": time.monotonic() - began,
-        "provenance": provenance(options.seed),
     }
-    text = json.dumps(result, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+    publish(result, options.out, seed=options.seed)
 
 
 if __name__ == "__main__":

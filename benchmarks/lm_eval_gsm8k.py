@@ -12,12 +12,12 @@ import tempfile
 from pathlib import Path
 
 import lm_eval
+from publish import publish
 
 from thinkfast.data.problems import load_problems
 from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import SamplingParams
 from thinkfast.judge.answer import judge
-from thinkfast.provenance import provenance
 from thinkfast.serve.lm_eval import adapter
 
 # The answer that a text ends on, as the harness's own gsm8k task extracts it ("flexible-extract").
@@ -89,12 +89,8 @@ def main() -> None:
         "our_score": sum(right_ours) / len(problems),
         "same_verdicts": sum(a == b for a, b in zip(right_theirs, right_ours, strict=True)),
         "differ": [p.id for p, a, b in zip(problems, right_theirs, right_ours, strict=True) if a != b],
-        "provenance": provenance(0),
     }
-    text = json.dumps(result, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+    publish(result, options.out)
 
 
 if __name__ == "__main__":

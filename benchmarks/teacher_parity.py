@@ -2,25 +2,25 @@
 
 The greedy tokens are the engine's (paged cache, ragged batch of all prompts). They are held against the argmax of
 transformers' logits along the same chain, which by induction is its own greedy chain, and for `--generate` prompts
-also against `generate` with its cache. Ends with one JSON line.
+also against `generate` with its cache.
 
-Usage: python benchmarks/teacher_parity.py smollm2 qwen0.5b --prompts 20 --tokens 64 --generate 20
+Usage: python benchmarks/teacher_parity.py smollm2 qwen0.5b --prompts 20 --tokens 64 --out out.json
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
+from pathlib import Path
 
 import torch
+from publish import publish
 
 from thinkfast.data.problems import load_problems
 from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import SamplingParams
 from thinkfast.models.loading import load_model
 from thinkfast.models.ragged import Ragged
-from thinkfast.provenance import provenance
 
 
 @torch.inference_mode()
@@ -80,9 +80,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--generate", type=int, default=20)
     parser.add_argument("--problems", default="gsm8k_test500")
+    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     found = [compare(name, given.prompts, given.tokens, given.generate, given.problems) for name in given.models]
-    print(json.dumps({"teacher_parity": found, "provenance": provenance()}))
+    publish({"teacher_parity": found}, given.out)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 
 import torch
+from publish import publish
 
 from thinkfast.judge.verifier import ABOUT, Verifier
 from thinkfast.judge.voters import VOTERS
 from thinkfast.models.loading import load_model
-from thinkfast.provenance import provenance
 from thinkfast.report.chains import Chains
 from thinkfast.report.intervals import bootstrap, paired, sign_test
 from thinkfast.report.metrics import voter_at_k
@@ -84,12 +84,8 @@ def main() -> None:
             "note": "sampling speed as in the log's own run",
         },
         "verifier": json.loads((options.verifier / ABOUT).read_text()),
-        "provenance": provenance(0),
     }
-    text = json.dumps(result, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+    publish(result, options.out)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,22 @@ def test_a_finished_bar_keeps_its_figures() -> None:
         assert column(view._bar.tasks[0]) == first
 
 
+def test_a_bar_stands_when_the_next_system_begins() -> None:
+    shown, _ = console()
+    seconds = 5.0
+    with EvalView(EvalConfig(("a", "b"), seconds=20.0), shown) as view:
+        view.load("a")
+        view.start(Start("a", None, 0, 0.0, lambda: (seconds, 1000)))
+        view.load("b")
+        seconds = 10.0
+        view.start(Start("b", None, 0, 0.0, lambda: (1.0, 1000)))
+        first, second = view._bar.tasks
+        column = cast(ProgressColumn, view._bar.columns[3])
+        assert str(column(first)) == "0 chains  200 tokens/s  5.0 s"
+        assert first.finished and not second.finished  # noqa: PT018 one picture
+    assert view._bar.tasks[1].finished
+
+
 def test_without_a_terminal_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

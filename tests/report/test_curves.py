@@ -17,8 +17,8 @@ from thinkfast.report.curves import (
     coverage_by_second,
     coverage_curve,
     majority_by_second,
-    majority_curve,
     vote_by_second,
+    vote_curve,
 )
 
 Row = tuple[str, str | None, float]
@@ -68,7 +68,7 @@ def test_values_and_intervals() -> None:
     grid = np.array([0.5, 1.0, 2.0, 3.0])
     coverage = coverage_curve(simple(), grid)
     assert coverage.value.tolist() == [0.0, 0.0, 0.5, 0.5]
-    vote = majority_curve(simple(), grid)
+    vote = vote_curve(simple(), grid, VOTERS["majority"])
     assert vote.value.tolist() == [0.0, 0.0, 0.0, 0.5]
     upper = coverage_curve(simple(), grid, unknown="right")
     assert upper.value.tolist() == [0.0, 0.5, 1.0, 1.0]
@@ -83,7 +83,7 @@ def test_problems_without_chains_are_not_solved() -> None:
     chains = Chains.build(["a"], ["5"], [True], [1.0], names=["a", "b"])
     assert coverage_curve(chains, np.array([1.0])).value.tolist() == [0.5]
     nothing = Chains.build([], [], [], [], names=["a", "b"])
-    assert majority_curve(nothing, np.array([1.0])).value.tolist() == [0.0]
+    assert vote_curve(nothing, np.array([1.0]), VOTERS["majority"]).value.tolist() == [0.0]
     assert nothing.unknown_share == 0.0
 
 

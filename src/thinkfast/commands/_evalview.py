@@ -51,7 +51,7 @@ class EvalView:
         self._bar = Progress(
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=18),
             _LiveColumn(),
             TimeRemainingColumn(compact=True),
             console=self._console,
@@ -66,10 +66,12 @@ class EvalView:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._stand(ended=error is None)
         self._bar.stop()
 
     def load(self, system: str) -> None:
-        """A system's model is being loaded."""
+        """A system's model is being loaded; the one before has ended."""
+        self._stand(ended=True)
         self._start, self._chains = None, 0
         self._task = self._bar.add_task(f"{system}: loading", total=None)
 
@@ -96,41 +98,44 @@ class EvalView:
             self._said = now
             print(f"{row.system}: {self._counted()}, {row.seconds:.0f} s", file=sys.stderr, flush=True)
 
+    def _stand(self, ended: bool) -> None:
+        """From here on the bar shows what it shows now, and asks its clock no more."""
+        if self._task is not None and self._start is not None:
+            done: dict[str, Any] = {"total": 1.0, "completed": 1.0} if ended else {}
+            self._bar.update(self._task, said=_speed(self._start, self._counted()), start=None, **done)
+            self._start = None
+
     def _counted(self) -> str:
         whole = self._start.chains if self._start is not None else None
         return f"{self._chains}/{whole} chains" if whole else f"{self._chains} chains"
 
     def _update(self, **fields: Any) -> None:
-        if self._task is not None:
-            self._bar.update(self._task, completed=self._share(), chains=self._counted(), **fields)
+        if self._task is None or self._start is None:
+            return
+        share = self._share(self._start)
+        self._bar.update(self._task, completed=share, chains=self._counted(), **fields)
+        if share >= 1:
+            self._stand(ended=True)
 
-    def _share(self) -> float:
-        start = self._start
-        by_chains = self._chains / start.chains if start is not None and start.chains else 0.0
-        by_seconds = start.live()[0] / self._config.seconds if start is not None and self._config.seconds else 0.0
+    def _share(self, start: Start) -> float:
+        by_chains = self._chains / start.chains if start.chains else 0.0
+        by_seconds = start.live()[0] / self._config.seconds if self._config.seconds else 0.0
         return min(1.0, max(by_chains, by_seconds))
 
 
 class _LiveColumn(ProgressColumn):
-    """Chains, tokens per second and seconds of a task that has started; of a finished one, what they were then."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._final: dict[TaskID, Text] = {}
+    """Chains, tokens per second and seconds of a task that has started; of one that has ended, what they were then."""
 
     def render(self, task: Task) -> Text:
         start: Start | None = task.fields.get("start")
-        if start is None:
-            return Text("")
-        if task.id in self._final:
-            return self._final[task.id]
-        seconds, tokens = start.live()
-        passed = seconds - start.seconds
-        speed = tokens / passed if passed > 0 else 0.0
-        shown = Text(f"{task.fields['chains']}  {speed:,.0f} tokens/s  {seconds:.1f} s")
-        if task.finished:
-            self._final[task.id] = shown
-        return shown
+        return Text(task.fields.get("said", "") if start is None else _speed(start, task.fields["chains"]))
+
+
+def _speed(start: Start, chains: str) -> str:
+    seconds, tokens = start.live()
+    passed = seconds - start.seconds
+    speed = tokens / passed if passed > 0 else 0.0
+    return f"{chains}  {speed:,.0f} tokens/s  {seconds:.1f} s"
 
 
 def print_result(results: Mapping[str, Any], out: Path, report: Report | None, console: Console | None = None) -> None:

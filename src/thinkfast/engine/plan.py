@@ -5,6 +5,7 @@ Usage: ``print(make_plan(spec, n_params, max_batch=64, max_len=1024, itemsize=4,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,11 @@ class MemoryPlan:
         """What the engine adds to the weights, which are loaded already."""
         return self.kv_bytes + self.state_bytes + self.work_bytes + self.packed_bytes
 
+    @property
+    def fits(self) -> bool:
+        """Whether that is there, as far as it is known."""
+        return self.available_bytes is None or self.needed_bytes <= self.available_bytes
+
     def __str__(self) -> str:
         parts = (
             ("weights", self.weight_bytes),
@@ -71,6 +77,16 @@ def make_plan(
     Errors: InputError where a size is out of range; CapacityError, with the largest batch that fits, where the plan
     needs more than ``available`` bytes.
     """
+    return fitting_plan(spec, max_batch, max_len, lambda rows, n: _plan(spec, rows, n, itemsize, available, packed))
+
+
+def fitting_plan(
+    spec: ModelSpec, max_batch: int, max_len: int | None, plan_of: Callable[[int, int], MemoryPlan]
+) -> MemoryPlan:
+    """``plan_of(max_batch, max_len)``, where the sizes are in range and what it needs is there.
+
+    Errors: as make_plan.
+    """
     if max_batch <= 0:
         raise InputError(f"max_batch is {max_batch}", remedy="pass max_batch=1 or more")
     length = spec.max_positions if max_len is None else max_len
@@ -81,12 +97,12 @@ def make_plan(
             f"max_len is {length}, and the model was made for {spec.max_positions} positions",
             remedy=f"pass max_len={spec.max_positions} or less",
         )
-    plan = _plan(spec, max_batch, length, itemsize, available, packed)
-    if available is not None and plan.needed_bytes > available:
-        fits = max_batch
-        while fits and _plan(spec, fits, length, itemsize, available, packed).needed_bytes > available:
-            fits -= max(1, fits // 16)
-        remedy = f"pass max_batch={fits} or a smaller max_len" if fits else "pass a smaller max_len, or free memory"
+    plan = plan_of(max_batch, length)
+    if not plan.fits:
+        rows = max_batch
+        while rows and not plan_of(rows, length).fits:
+            rows -= max(1, rows // 16)
+        remedy = f"pass max_batch={rows} or a smaller max_len" if rows else "pass a smaller max_len, or free memory"
         raise CapacityError(f"the engine does not fit in memory: {plan}", remedy=remedy)
     return plan
 

@@ -119,20 +119,6 @@ def coverage_curve(
     return _curve(chains, seconds, values, level, resamples, seed)
 
 
-def majority_curve(
-    chains: Chains,
-    seconds: Floats,
-    *,
-    unknown: Unknown = "wrong",
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Curve:
-    """Majority accuracy at each of `seconds` [G] with bootstrap intervals over problems; errors as above."""
-    values = majority_by_second(chains, seconds, unknown=unknown)
-    return _curve(chains, seconds, values, level, resamples, seed)
-
-
 def _curve(chains: Chains, seconds: Floats, values: Floats, level: float, resamples: int, seed: int) -> Curve:
     value, low, high = bootstrap_columns(values, level, resamples, seed)
     return Curve(_grid(seconds), value, low, high, chains.problems, chains.unknown_share)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from thinkfast.errors import InputError
 from thinkfast.judge.voters import MAJORITY, Voter
 from thinkfast.report.chains import Chains, Unknown
-from thinkfast.report.curves import Curve, coverage_curve, majority_curve, vote_curve
+from thinkfast.report.curves import Curve, coverage_curve, vote_curve
 from thinkfast.report.intervals import Difference, Estimate, bootstrap, paired, sign_test, wilson
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "coverage_curve",
     "maj_at_k",
     "majority_at_k",
-    "majority_curve",
     "paired",
     "pass_at_k",
     "sign_test",

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from thinkfast.report.curves import Curve, Floats, coverage_curve, majority_curve
+from thinkfast.judge.voters import VOTERS
+from thinkfast.report.curves import Curve, Floats, coverage_curve, vote_curve
 from thinkfast.report.duels import RESAMPLES, Accuracies, Duel, Metric, accuracy_at, choose_budgets, winners
 from thinkfast.report.intervals import Estimate, bootstrap, bootstrap_columns
 from thinkfast.report.metrics import coverage_at_k, majority_at_k
@@ -122,7 +123,7 @@ def _curves(views: Sequence[View]) -> dict[Metric, dict[str, Curve]]:
         end = view.record.wall_seconds
         grid = np.geomspace(start, end, CURVE_POINTS) if start < end else np.array([max(end, start)])
         curves["coverage"][view.name] = coverage_curve(view.chains, grid, resamples=RESAMPLES)
-        curves["majority"][view.name] = majority_curve(view.chains, grid, resamples=RESAMPLES)
+        curves["majority"][view.name] = vote_curve(view.chains, grid, VOTERS["majority"], resamples=RESAMPLES)
     return curves
 
 

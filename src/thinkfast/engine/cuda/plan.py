@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 
 from thinkfast.engine.cache import PAGE
-from thinkfast.engine.plan import MemoryPlan
-from thinkfast.errors import CapacityError, InputError
+from thinkfast.engine.plan import MemoryPlan, fitting_plan
 from thinkfast.kernels.triton.mixer import HOLD
 from thinkfast.models.spec import ModelSpec
 
@@ -58,21 +57,4 @@ def make_cuda_plan(
     Errors: InputError where a size is out of range; CapacityError, with the largest batch that fits, where states,
     workspace and the pages of one row need more than ``available`` bytes.
     """
-    if max_batch <= 0:
-        raise InputError(f"max_batch is {max_batch}", remedy="pass max_batch=1 or more")
-    length = spec.max_positions if max_len is None else max_len
-    if length < 2:
-        raise InputError(f"max_len is {length}", remedy="pass at least 2: a prompt token and a new one")
-    if spec.n_attention and length > spec.max_positions:
-        raise InputError(
-            f"max_len is {length}, and the model was made for {spec.max_positions} positions",
-            remedy=f"pass max_len={spec.max_positions} or less",
-        )
-    plan = _plan(spec, max_batch, length, dtype, state, available)
-    if available is not None and plan.needed_bytes > available:
-        fits = max_batch
-        while fits and _plan(spec, fits, length, dtype, state, available).needed_bytes > available:
-            fits -= max(1, fits // 16)
-        remedy = f"pass max_batch={fits} or a smaller max_len" if fits else "pass a smaller max_len, or free memory"
-        raise CapacityError(f"the engine does not fit in memory: {plan}", remedy=remedy)
-    return plan
+    return fitting_plan(spec, max_batch, max_len, lambda rows, n: _plan(spec, rows, n, dtype, state, available))
