@@ -23,9 +23,9 @@ def test_levels_and_subjects(made: Make) -> None:
     results, rows = made()
     (by_level,) = breakdown_tables(summarise(results, rows), results)  # there is one subject only
     assert by_level.title == "By level"
-    assert [line.cells[0].text for line in by_level.lines] == ["4", "5", "6"]
-    assert all(line.cells[0].small == "4 problems" for line in by_level.lines)
-    assert len(by_level.columns) == 1 + 2 * 3
+    assert [line.cells[0].text for line in by_level.lines] == ["4", "", "5", "", "6", ""]
+    assert all(line.cells[0].small == "4 problems" for line in by_level.lines[::2])
+    assert {len(line.cells) for line in by_level.lines} == {len(by_level.columns)}
     for problem in results["eval"]["problems"]:
         problem["level"] = None
     assert breakdown_tables(summarise(results, rows), results) == []

@@ -41,14 +41,14 @@ def _breakdown(summary: Summary, field: str, of: Mapping[str, Any], groups: Sequ
     lines = []
     for group in groups:
         count = sum(value == group for value in of.values())
-        cells = [Cell(str(group), f"{count} problem{'s' * (count != 1)}")]
+        head = Cell(str(group), f"{count} problem{'s' * (count != 1)}")
         for view in views:
             inside = np.array([of[name] == group for name in view.drawn.names])
-            cells += [_share(values[inside]) for values in figures[view.name]]
-        lines.append(Line(tuple(cells)))
-    columns = [f"{view.label}: {what}" for view in views for what in ("mean", f"maj@{view.complete}", "coverage")]
-    note = "Intervals are 95 % bootstrap intervals over problems."
-    return Table(f"By {field}", (field, *columns), tuple(lines), note)
+            shares = [_share(values[inside]) for values in figures[view.name]]
+            lines.append(Line((head, Cell(view.label, colour=view.colour), Cell(str(view.complete)), *shares)))
+            head = Cell("")
+    columns = (field, "system", "n", "mean accuracy", "maj@n", "coverage@n")
+    return Table(f"By {field}", columns, tuple(lines), "Intervals are 95 % bootstrap intervals over problems.")
 
 
 def _figures(view: View) -> tuple[Any, Any, Any]:
