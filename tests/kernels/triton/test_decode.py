@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("triton", reason="CPU builds of torch come without triton: pip install triton runs these tests")
+pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
 
 from thinkfast.kernels.triton.attention import TILE_ROWS, KVLayer, KVRows, SplitPlan, attend, attend_reference
 from thinkfast.kernels.triton.mixer import HOLD, MixerLayer, MixerRows, MixerState, MixerWork, mix, mix_reference
 from thinkfast.kernels.triton.norm import add_norm, add_norm_reference, embed_norm, embed_norm_reference
 from thinkfast.kernels.triton.swiglu import swiglu, swiglu_reference
 
-NUMPY = tuple(map(int, np.__version__.split(".")[:2]))
-pytestmark = [
-    # The interpreter turns arrays of one element into numbers: numpy 2.4 refuses, those before it warn.
-    pytest.mark.skipif(
-        NUMPY >= (2, 4) and not torch.cuda.is_available(), reason="Triton's interpreter needs numpy < 2.4"
-    ),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+# The interpreter turns arrays of one element into numbers, of which numpy 2.3 warns.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 NAN = float("nan")
 
@@ -168,6 +161,8 @@ def mixer(
 @pytest.mark.parametrize("ssm", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
 def test_mixer(heads: int, kv: int, p: int, n: int, ssm: torch.dtype, device: torch.device) -> None:
     """Enough steps that every row writes its state more than once; the reference keeps it in fp32 throughout."""
+    if device.type == "cpu" and heads * p > 512:
+        pytest.skip("many wide heads take the interpreter minutes")
     # On a GPU also enough rows that a program takes several heads.
     slots = 5 if device.type == "cpu" else 50
     active = [4, 0, 2] if device.type == "cpu" else list(range(1, 48))
@@ -195,7 +190,7 @@ def test_mixer(heads: int, kv: int, p: int, n: int, ssm: torch.dtype, device: to
 
 def test_random_rounding_is_unbiased(device: torch.device) -> None:
     """A small input into a large state is lost by rounding to the nearest and kept, on average, by ours."""
-    heads, p, n, slots = 1, 16, 16, 64
+    heads, p, n, slots = 1, 16, 16, 64 if device.type == "cuda" else 8
     for dtype in (torch.bfloat16, torch.float8_e4m3fn):
         layer, state = mixer(heads, 1, p, n, dtype, torch.float32, device, slots)
         state.ssm.copy_(torch.ones(slots, heads, p, n))
