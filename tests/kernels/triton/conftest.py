@@ -1,8 +1,7 @@
-"""The kernels on a GPU where there is one, else by Triton's interpreter, which must be chosen before the import."""
+"""The kernels on a GPU where there is one, else by Triton's interpreter, which tests/conftest.py chooses."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -10,8 +9,6 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parent))
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture
