@@ -85,6 +85,29 @@ def _rotated(base, at, mask, cos, sin, NW, eps, d, partner, sign, P: tl.constexp
 
 
 @triton.jit
+def _with_page(q, k_page, v_page, limit, factor, m, l, acc, t, d, P: tl.constexpr):
+    """The running softmax ``m``, ``l``, ``acc`` of queries [M, P] with the first ``limit`` tokens of a page added."""
+    k = tl.load(k_page + t[None, :] * P + d[:, None])
+    qk = tl.where((t < limit)[None, :], tl.dot(q, k, input_precision="ieee") * factor, float("-inf"))
+    peak = tl.maximum(m, tl.max(qk, 1))
+    p = tl.exp2(qk - peak[:, None])
+    old = tl.exp2(m - peak)
+    # What lies behind the end may be NaN, and 0 * NaN is NaN.
+    v = tl.load(v_page + t[:, None] * P + d[None, :], mask=(t < limit)[:, None], other=0.0)
+    acc = acc * old[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+    return peak, l * old + tl.sum(p, 1), acc
+
+
+@triton.jit
+def _store_part(OUT, PEAK, part, m, l, acc, mask, d, P: tl.constexpr):
+    """Write a partial softmax: its mean of values and the log of its weight, -inf where it saw nothing."""
+    empty = l == 0.0
+    o = acc / tl.where(empty, 1.0, l)[:, None]
+    tl.store(OUT + part[:, None] * P + d[None, :], o, mask=mask[:, None])
+    tl.store(PEAK + part, tl.where(empty, float("-inf"), m + tl.log2(tl.where(empty, 1.0, l))), mask=mask)
+
+
+@triton.jit
 def _attend(
     QKV, K, V, OUT, PEAK, ACTIVE, POSITION, SHARED, TABLE, COS, SIN, QN, KN, scale, eps, width, per_slot,
     HK: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, P: tl.constexpr, W: tl.constexpr, SPLITS: tl.constexpr,
@@ -138,26 +161,13 @@ def _attend(
         page = tl.load(table + j).to(tl.int64)
         limit = tl.where(j < in_front, shared - j * W, own - (j - in_front) * W)
         base = (page * HK + h) * W * P
-        k = tl.load(K + base + t[None, :] * P + d[:, None])
-        qk = tl.where((t < limit)[None, :], tl.dot(q, k, input_precision="ieee") * factor, float("-inf"))
-        peak = tl.maximum(m, tl.max(qk, 1))
-        p = tl.exp2(qk - peak[:, None])
-        old = tl.exp2(m - peak)
-        # What lies behind the end may be NaN, and 0 * NaN is NaN.
-        v = tl.load(V + base + t[:, None] * P + d[None, :], mask=(t < limit)[:, None], other=0.0)
-        acc = acc * old[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-        l = l * old + tl.sum(p, 1)
-        m = peak
+        m, l, acc = _with_page(q, K + base, V + base, limit, factor, m, l, acc, t, d, P)
     if PARTS == 1:
         o = acc / l[:, None]
         at = b * HK * G * P + (h * G + g[:, None]) * P + d[None, :]
         tl.store(OUT + at, o.to(OUT.dtype.element_ty), mask=g[:, None] < G)
     else:
-        part = (b * PARTS + s) * HK * G + h * G + g
-        empty = l == 0.0
-        o = acc / tl.where(empty, 1.0, l)[:, None]
-        tl.store(OUT + part[:, None] * P + d[None, :], o, mask=g[:, None] < G)
-        tl.store(PEAK + part, tl.where(empty, float("-inf"), m + tl.log2(tl.where(empty, 1.0, l))), mask=g < G)
+        _store_part(OUT, PEAK, (b * PARTS + s) * HK * G + h * G + g, m, l, acc, g < G, d, P)
         if TILED:
             if (s == 0) & (shared == 0):
                 for i in range(SPLITS, PARTS):
@@ -210,20 +220,8 @@ def _attend_prompt(
         page = tl.load(table + j).to(tl.int64)
         limit = shared - j * W
         base = (page * HK + h) * W * P
-        k = tl.load(K + base + t[None, :] * P + d[:, None])
-        qk = tl.where((t < limit)[None, :], tl.dot(q, k, input_precision="ieee") * factor, float("-inf"))
-        peak = tl.maximum(m, tl.max(qk, 1))
-        p = tl.exp2(qk - peak[:, None])
-        old = tl.exp2(m - peak)
-        v = tl.load(V + base + t[:, None] * P + d[None, :], mask=(t < limit)[:, None], other=0.0)
-        acc = acc * old[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-        l = l * old + tl.sum(p, 1)
-        m = peak
-    part = (b * PARTS + SPLITS + s) * HK * G + h * G + lane % G
-    empty = l == 0.0
-    o = acc / tl.where(empty, 1.0, l)[:, None]
-    tl.store(OUT + part[:, None] * P + d[None, :], o, mask=valid[:, None])
-    tl.store(PEAK + part, tl.where(empty, float("-inf"), m + tl.log2(tl.where(empty, 1.0, l))), mask=valid)
+        m, l, acc = _with_page(q, K + base, V + base, limit, factor, m, l, acc, t, d, P)
+    _store_part(OUT, PEAK, (b * PARTS + SPLITS + s) * HK * G + h * G + lane % G, m, l, acc, valid, d, P)
 
 
 @triton.jit
