@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
-BLOCK = re.compile(r"^<!-- ci( slow)? -->\n```(console|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^<!-- ci( slow)? -->\n```(console|bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def script_of(kind: str, body: str) -> str:
     """Shell text of a block; in a console block only `$ ` lines, and their `\\` or `> ` continuations, are commands."""
     if kind == "bash":
         return body
+    if kind == "python":
+        return f"python - <<'PYTHON'\n{body}PYTHON\n"
     lines: list[str] = []
     for line in body.splitlines():
         if line.startswith("$ "):
@@ -72,7 +74,9 @@ def test_readme_block(script: str, folder: Path) -> None:
 
 def test_every_marker_has_its_block() -> None:
     text = README.read_text()
-    assert len(re.findall(r"^<!-- ci\b.*-->", text, re.MULTILINE)) == len(blocks(text))
+    found = blocks(text)
+    assert len(re.findall(r"^<!-- ci\b.*-->", text, re.MULTILINE)) == len(found)
+    assert all("thinkfast" in script for _, _, script in found)  # a block without a command would always pass
 
 
 SAMPLE = """

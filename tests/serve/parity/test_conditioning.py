@@ -22,6 +22,9 @@ def with_noise(monkeypatch: pytest.MonkeyPatch, noise: Tensor) -> None:
         def __init__(self, loaded: Any) -> None:
             pass
 
+        def measure(self, sequences: Any) -> None:
+            pass
+
         def __call__(self, sequence: Any) -> Tensor:
             return noise
 
@@ -84,8 +87,11 @@ def test_what_is_not_finite_is_never_explained(bad: float, monkeypatch: pytest.M
 
 def test_noise_is_what_fp32_gets_wrong(make: Any) -> None:
     loaded = make("pure")
-    noise = Noise(loaded)(SEQUENCE)
+    measure = Noise(loaded)
+    measure.measure([SEQUENCE, SEQUENCE[:20]])
+    noise = measure(SEQUENCE)
     assert noise.shape == (40,)
+    assert torch.allclose(measure(SEQUENCE[:20]), noise[:20], rtol=0.9)  # what comes after has no say
     assert bool((noise > 0).all())
     assert float(noise.max()) < 1e-2
     assert loaded.model.head_weight.dtype == torch.float32

@@ -39,30 +39,29 @@ class Parting:
 
 def count_partings(loaded: Loaded, pairs: Sequence[Parting], temperature: float) -> tuple[int, str]:
     """How many of the pairs differ for another reason than rounding, and the remark that counts the others."""
-    noise, apart, near = None, 0, 0
-    for pair in pairs:
-        if pair.ours == pair.theirs:
-            continue
-        noise = noise or Noise(loaded)
-        if _explained(noise, pair, temperature):
-            near += 1
-        else:
-            apart += 1
-    return apart, f"; {near} part where the draw falls on a boundary within rounding" if near else ""
+    differing = [pair for pair in pairs if pair.ours != pair.theirs]
+    # Where one goes on and the other has ended, no draw decides.
+    drawn = [(pair, at) for pair in differing if (at := _first_difference(pair)) is not None]
+    near = 0
+    if drawn:
+        noise = Noise(loaded)
+        noise.measure(pair.prompt + pair.ours[:at] for pair, at in drawn)
+        near = sum(_explained(noise, pair, at, temperature) for pair, at in drawn)
+    said = f"; {near} part where the draw falls on a boundary within rounding" if near else ""
+    return len(differing) - near, said
 
 
-def _explained(noise: Noise, pair: Parting, temperature: float) -> bool:
-    both = list(zip(pair.ours, pair.theirs, strict=False))
-    at = next((i for i, (a, b) in enumerate(both) if a != b), None)
-    if at is None:
-        return False  # one goes on where the other has ended: no draw decides that
+def _first_difference(pair: Parting) -> int | None:
+    return next((i for i, (a, b) in enumerate(zip(pair.ours, pair.theirs, strict=False)) if a != b), None)
+
+
+def _explained(noise: Noise, pair: Parting, at: int, temperature: float) -> bool:
     before = pair.prompt + pair.ours[:at]
-    true, unsure = noise.measure(before)
-    slack = max(LOGITS, MARGIN * float(unsure[-1]))
+    true, slack = noise.logits(before)[-1], max(LOGITS, MARGIN * float(noise(before)[-1]))
     u = float(uniform(torch.tensor([pair.key]), torch.tensor([at])))
     # Logits off by s move the cumulative sum c by at most 2 s / T c (1 - c), which is at most s / (2 T).
     reach = slack / (2 * temperature) + CUMULATED
-    return all(distance(true[-1], token, u, temperature) <= reach for token in both[at])
+    return all(distance(true, token, u, temperature) <= reach for token in (pair.ours[at], pair.theirs[at]))
 
 
 def distance(logits: Tensor, token: int, u: float, temperature: float) -> float:

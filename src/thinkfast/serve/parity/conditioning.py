@@ -17,20 +17,22 @@ Usage: ``settle(loaded, [Gap(sequence, 0, differences)], LOGITS)``.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from thinkfast.models.decoder import Decoder
 from thinkfast.models.loading import Loaded
-from thinkfast.models.ragged import Ragged
 from thinkfast.serve.parity.sample import Divergence, our_logits
 
 MARGIN = 4.0
 MOST = 100.0
 """A position's allowance in bounds, at most: beyond, the model is not one that fp32 computes."""
-SHAKES = 2
+SHAKES = 6
+"""Fewer, and the largest error found at one of thousands of positions is small by luck somewhere."""
+GROUP_BYTES = 1 << 30
 HALF_ULP = 2.0**-24
 
 
@@ -63,6 +65,7 @@ def settle(loaded: Loaded, gaps: Sequence[Gap], bound: float) -> Settled:
     if whole <= bound:
         return Settled(whole, 0, "")
     noise = Noise(loaded)
+    noise.measure(gap.sequence for gap in gaps if bool((gap.sizes > bound).any()))
     allowed = torch.cat([_allowance(noise, gap, bound) for gap in gaps])
     wide = allowed > bound
     worst, count = float((sizes * bound / allowed).max()), int((wide & (sizes > bound)).sum())
@@ -88,18 +91,13 @@ def count_divergences(loaded: Loaded, found: Sequence[Divergence | None], tolera
 
     A tie: our logits of the two tokens are apart by no more than twice the tolerance, or than fp32 is unsure there.
     """
-    apart, ties, noise = list[Divergence](), 0, None
-    for each in found:
-        if each is None:
-            continue
-        slack = tolerance
-        if each.margin > 2 * slack:
-            noise = noise or Noise(loaded)
-            slack = max(slack, MARGIN * float(noise(each.before)[-1]))
-        if each.margin > 2 * slack:
-            apart.append(each)
-        else:
-            ties += 1
+    apart = [each for each in found if each is not None and each.margin > 2 * tolerance]
+    ties = sum(each is not None for each in found) - len(apart)
+    if apart:
+        noise = Noise(loaded)
+        noise.measure(each.before for each in apart)
+        clear = [each for each in apart if each.margin > 2 * MARGIN * float(noise(each.before)[-1])]
+        apart, ties = clear, ties + len(apart) - len(clear)
     said = f"; {ties} part at a tie within rounding" if ties else ""
     if apart:
         worst = max(apart, key=lambda d: d.margin)
@@ -108,29 +106,55 @@ def count_divergences(loaded: Loaded, found: Sequence[Divergence | None], tolera
 
 
 class Noise:
-    """Largest error [L] that rounding makes in our own fp32 logits, by position, measured against fp64."""
+    """Largest error that rounding makes in our own fp32 logits, by position, measured against fp64."""
 
     def __init__(self, loaded: Loaded) -> None:
+        self._coarse = loaded
         self._fine = replace(loaded, model=copy.deepcopy(loaded.model).double())
-        self._coarse = [loaded]
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(SHAKES):
-            shaken = copy.deepcopy(loaded.model)
-            with torch.no_grad():
-                for weight in (p for p in shaken.parameters() if p.dim() > 1):
-                    # A running sum of K terms rounds K times: a random walk, where blocked sums take far fewer steps.
-                    size = HALF_ULP * weight.shape[-1] ** 0.5
-                    weight.mul_(1 + size * torch.randn(weight.shape, generator=generator).to(weight))
-            self._coarse.append(replace(loaded, model=shaken))
+        self._errors: dict[tuple[int, ...], Tensor] = {}
 
-    def __call__(self, sequence: Sequence[int]) -> Tensor:
-        return self.measure(sequence)[1]
+    def __call__(self, sequence: tuple[int, ...]) -> Tensor:
+        """[L]"""
+        self.measure([sequence])
+        return self._errors[sequence]
+
+    def logits(self, sequence: Sequence[int]) -> Tensor:
+        """Ours in fp64, [L, V]."""
+        return our_logits(self._fine, sequence)
+
+    def measure(self, sequences: Iterable[tuple[int, ...]]) -> None:
+        """Measure many at once, for every shaking of the weights takes as long as a pass or two."""
+        group: list[tuple[int, ...]] = []
+        size = 0
+        for sequence in dict.fromkeys(s for s in sequences if s not in self._errors):
+            bytes_each = 8 * len(sequence) * self._coarse.spec.vocab_size
+            if group and size + bytes_each > GROUP_BYTES:
+                self._measure(group)
+                group, size = [], 0
+            group.append(sequence)
+            size += bytes_each
+        if group:
+            self._measure(group)
 
     @torch.inference_mode()
-    def measure(self, sequence: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Our logits of ``sequence`` in fp64 [L, V], and the error of those in fp32 [L]."""
-        model = self._fine.model
-        tokens = torch.tensor(sequence, device=model.head_weight.device)
-        true = model.logits(model(tokens, Ragged(torch.tensor([len(sequence)], device=tokens.device))))
-        errors = [(our_logits(coarse, sequence) - true).abs().amax(-1) for coarse in self._coarse]
-        return true, torch.stack(errors).amax(0)
+    def _measure(self, sequences: Sequence[tuple[int, ...]]) -> None:
+        true = [self.logits(sequence) for sequence in sequences]
+        shaken = replace(self._coarse, model=copy.deepcopy(self._coarse.model))
+        for number in range(SHAKES + 1):
+            if number:
+                _shake(shaken.model, self._coarse.model, number)
+            for sequence, want in zip(sequences, true, strict=True):
+                error = (our_logits(shaken, sequence) - want).abs().amax(-1)
+                known = self._errors.get(sequence)
+                self._errors[sequence] = error if known is None else error.maximum(known)
+
+
+def _shake(shaken: Decoder, model: Decoder, seed: int) -> None:
+    """Set the weights of ``shaken`` to those of ``model``, each moved at random."""
+    generator = torch.Generator(model.head_weight.device).manual_seed(seed)
+    for weight, true in zip(shaken.parameters(), model.parameters(), strict=True):
+        if weight.dim() > 1:
+            # A running sum of K terms rounds K times: a random walk, where blocked sums take far fewer steps.
+            size = HALF_ULP * weight.shape[-1] ** 0.5
+            torch.randn(weight.shape, generator=generator, out=weight)
+            weight.mul_(size).add_(1).mul_(true)
