@@ -1,0 +1,115 @@
+"""Draws the figures and tables of docs/ and README.md from results/*.json, between markers that pages do not show.
+
+`<!--= bench-cpu engine_vs_transformers.tiny .1f -->3.5<!--/-->` is one figure: file, path in it, format.
+`<!--= table parity smollm2 qwen0.5b -->…<!--/-->` is a table of TABLES with its arguments.
+
+    python benchmarks/draw_docs.py            # rewrite what is stale
+    python benchmarks/draw_docs.py --check    # exit 1 if anything is (a test does this)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+MARK = re.compile(r"(<!--= (?P<what>[^>]+?) -->)(?P<shown>.*?)(<!--/-->)", re.DOTALL)
+
+
+@cache
+def result(stem: str) -> Any:
+    """A file of results/."""
+    return json.loads((ROOT / "results" / f"{stem}.json").read_text())
+
+
+def figure(stem: str, path: str, form: str = "") -> str:
+    """One value; steps of the path are keys, or places in a list."""
+    value = result(stem)
+    for step in path.split("."):
+        value = value[int(step)] if isinstance(value, list) else value[step]
+    return format(value, form)
+
+
+def parity(*stems: str) -> str:
+    """The rows of parity reports, one column each: figure and, where it did not pass, what it came to."""
+    reports = [result(f"parity-{stem}") for stem in stems]
+    rows: dict[tuple[str, str], dict[int, str]] = {}
+    for column, report in enumerate(reports):
+        for check in report["checks"]:
+            against = re.sub(r" \d+(\.\d+)+\S*", "", check["against"])
+            shown = "not run" if check["value"] is None else f"{check['value']:.2g}"
+            if check["status"] == "broken":
+                shown += f" (bound {check['bound']:g}: broken)"
+            rows.setdefault((f"{check['name']} | {against}", f"{check['bound']:g} {check['unit']}"), {})[column] = shown
+    lines = [[name, bound, *(cells.get(i, "–") for i in range(len(stems)))] for (name, bound), cells in rows.items()]
+    return table(["row | against", "bound", *stems], lines)
+
+
+def gpu() -> str:
+    """Every cell of one sample a prompt, beside vLLM's where it ran in the same lease."""
+    found = result("gpu-engine")
+    cells: dict[tuple[int, int, int], dict[str, Any]] = {}
+    for one in found["ours"]:
+        if one["samples"] == 1 and one["rows"] == one["B"] and one["state"] == "bf16":
+            cells.setdefault((one["B"], one["P"], one["O"]), {})[one["model"]] = one
+    theirs = {(one["model"], one["B"], one["P"], one["O"]): one["tok_s"] for one in found["vllm"]}
+    lines = []
+    for (b, p, o), models in sorted(cells.items()):
+        teachers = [one["tok_s"] for name, one in models.items() if name.startswith("teacher")]
+        best = max([*teachers, theirs.get((VLLM["teacher-1b"], b, p, o), 0.0)])
+        for name, one in sorted(models.items(), key=lambda each: (not each[0].startswith("teacher"), each[0])):
+            other = theirs.get((VLLM.get(name, name), b, p, o))
+            share = one["bound_ms_per_step"] / one["ms_per_step"]
+            own = [f"{one['tok_s']:,.0f}", f"{one['ms_per_step']:.2f}", f"{share:.0%}"]
+            beside = [f"{other:,.0f}", f"{one['tok_s'] / other:.2f}x"] if other else ["", ""]
+            lines.append([f"{b} / {p} / {o}", name, *own, *beside, f"{one['tok_s'] / best:.2f}x"])
+    head = ["B / P / O", "model", "tokens/s", "ms a step", "share of the bound", "vLLM", "against vLLM's"]
+    return table([*head, "against the best teacher"], lines)
+
+
+VLLM = {"teacher-1b": "llama-1b", "pure-1b-d64": "pure-1b", "hybrid4-1b-d64": "hybrid-1b"}
+"""Our names of models to those of vllm_bench.py."""
+TABLES: dict[str, Callable[..., str]] = {"parity": parity, "gpu": gpu}
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; a cell's bar splits it in two columns."""
+    rows = [head, ["---"] * len(" | ".join(head).split(" | ")), *lines]
+    return "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n\n"
+
+
+def drawn(text: str) -> str:
+    """``text`` with every marked place as results/ has it now."""
+
+    def fresh(match: re.Match[str]) -> str:
+        kind, *rest = match["what"].split()
+        shown = TABLES[rest[0]](*rest[1:]) if kind == "table" else figure(kind, *rest)
+        return f"{match[1]}{shown}{match[4]}"
+
+    return MARK.sub(fresh, text)
+
+
+def main() -> None:
+    """Rewrite, or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text()
+        if (new := drawn(text)) != text:
+            stale.append(page.name)
+            if not check:
+                page.write_text(new)
+    print("stale:" if check else "redrawn:", ", ".join(stale) or "nothing")
+    sys.exit(bool(stale and check))
+
+
+if __name__ == "__main__":
+    main()

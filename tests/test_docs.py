@@ -1,0 +1,21 @@
+"""What README and docs say in figures is what results/ holds: `python benchmarks/draw_docs.py` redraws them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_pages_are_drawn_from_results() -> None:
+    command = [sys.executable, "benchmarks/draw_docs.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_page_has_an_open_mark() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text()
+        assert text.count("<!--= ") == text.count("<!--/-->"), page
