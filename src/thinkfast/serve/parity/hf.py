@@ -24,7 +24,7 @@ from thinkfast.models.loading import Loaded
 from thinkfast.models.spec import ModelSpec
 from thinkfast.serve.parity.conditioning import Gap, count_divergences, settle
 from thinkfast.serve.parity.report import Check
-from thinkfast.serve.parity.sample import LOGITS, Divergence, Greedy, divergence, our_logits
+from thinkfast.serve.parity.sample import LOGITS, LOGPROBS, Divergence, Greedy, divergence, our_logits
 
 NAME = "transformers"
 REMEDY = "pip install 'transformers>=5.23'"
@@ -56,12 +56,13 @@ def _compare(loaded: Loaded, folder: Path, chains: Sequence[Greedy], cached: int
         spread = max(spread, float(other.abs().max()))
         # Position i says token i + 1; equal argmax along our own chain means, by induction, equal greedy chains.
         found.append(divergence(loaded, chain, other[len(chain.prompt) - 1 : -1].argmax(-1).tolist()))
-    settled = settle(loaded, gaps, LOGITS)
-    apart, ties = count_divergences(loaded, found, LOGITS)
+    bound = LOGPROBS if loaded.spec.is_student else LOGITS
+    settled = settle(loaded, gaps, bound)
+    apart, ties = count_divergences(loaded, found, bound)
     new, tokens = len(chains[0].tokens), sum(len(chain.sequence) for chain in chains)
     scale = f"{tokens} positions of {len(chains)} sequences, largest logit {spread:.3g}{settled.said}"
     uncached = f"{len(chains)} prompts x {new} tokens, use_cache=False{ties}"
-    yield Check("logits", against, settled.worst, LOGITS, "", scale)
+    yield Check("logits", against, settled.worst, bound, "", scale)
     yield Check("greedy tokens", against, float(apart), 0.0, "prompts", uncached)
     yield _generate(loaded, theirs, against, chains[:cached])
 

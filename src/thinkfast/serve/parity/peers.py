@@ -25,10 +25,9 @@ from thinkfast.errors import InputError, ParityError
 from thinkfast.models.loading import Loaded
 from thinkfast.serve.parity.conditioning import Gap, count_divergences, settle
 from thinkfast.serve.parity.report import Check
-from thinkfast.serve.parity.sample import Greedy, divergence, our_logprobs
+from thinkfast.serve.parity.sample import LOGPROBS, Greedy, divergence, our_logprobs
 
 SCRIPTS = Path(__file__).with_name("scripts")
-LOGPROBS = 1e-3
 TIMEOUT = 1800.0
 
 

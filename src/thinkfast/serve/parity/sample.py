@@ -21,6 +21,8 @@ from thinkfast.models.ragged import Ragged
 
 LOGITS = 2e-4
 """Most that two fp32 programs, or two forms of ours, may differ in a logit."""
+LOGPROBS = 1e-3
+"""Most that another program may differ from us on a student, whose recurrence every program sums in its own order."""
 
 
 @dataclass(frozen=True, slots=True)
