@@ -4,14 +4,18 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from torch import Tensor
 
-from thinkfast.engine.request import Chain
+from thinkfast.data.problems import load_problems
+from thinkfast.engine.llm import LLM
+from thinkfast.engine.request import Chain, SamplingParams
 from thinkfast.errors import InputError, ModelError
 from thinkfast.judge.reward import Job
-from thinkfast.judge.verifier import ABOUT, Head, Verifier, features, save_head
+from thinkfast.judge.verifier import ABOUT, Head, Verifier, _kept, features, save_head
 from thinkfast.models.loading import ASSETS, Loaded, load_model
 from thinkfast.models.ragged import Ragged
 from thinkfast.report.verify import VerifierRecipe, auc, fit_head, train_verifier
@@ -37,13 +41,31 @@ def test_features_are_those_of_the_full_forward(tiny: Loaded) -> None:
     tokens = torch.tensor([*prompt, *chain])
     hidden = tiny.model(tokens, Ragged(torch.tensor([len(tokens)])))
     width = tiny.spec.d_model
-    torch.testing.assert_close(found[:width], hidden[-1])
-    torch.testing.assert_close(found[width : 2 * width], hidden[len(prompt) :].mean(0))
+    torch.testing.assert_close(found[:width], hidden[-2])
+    torch.testing.assert_close(found[width : 2 * width], hidden[len(prompt) - 1 : -1].mean(0))
     logprobs = tiny.model.logits(hidden).log_softmax(-1)
     said = [logprobs[len(prompt) - 1 + i, token] for i, token in enumerate(chain)]
     assert found[-3] == pytest.approx(float(sum(said)) / len(chain), abs=1e-4)
     assert found[-2] == pytest.approx(float(min(said)), abs=1e-4)
     assert found[-1] == pytest.approx(math.log(len(chain)), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-hybrid", "tiny-pure"])
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_what_the_engine_keeps_is_what_a_pass_computes(name: str, native: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for rows that have moved."""
+    monkeypatch.setenv("THINKFAST_NATIVE", native)
+    loaded = load_model(name)
+    prompts = [tuple(loaded.tokenizer.chat(problem.question)) for problem in load_problems("tiny_val", 3)]
+    llm = LLM(loaded, max_batch=3, max_len=300, keep_hidden=True)
+    chains = [c for found in llm.generate(prompts, SamplingParams(n=3, max_tokens=150, seed=2)) for c in found]
+    assert len({len(chain.tokens) for chain in chains}) > 2  # so rows ended at different steps and moved
+    kept = torch.stack([cast(Tensor, _kept(chain)) for chain in chains])
+    wanted = features(loaded, [(prompts[int(chain.request)], chain.tokens) for chain in chains])
+    torch.testing.assert_close(kept, wanted, atol=2e-4, rtol=2e-4)
+    (plain,) = LLM(loaded, max_batch=3, max_len=300).generate(prompts[:1], SamplingParams(max_tokens=5))
+    assert plain[0].hidden is None
+    assert _kept(plain[0]) is None
 
 
 def test_a_pack_of_many_is_each_alone(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +99,10 @@ def test_it_belongs_to_one_model(tiny: Loaded, tmp_path: Path) -> None:
         Verifier.load(tmp_path, replace(tiny, name="other", sha="f" * 64))
     with pytest.raises(ModelError, match="there is no verifier"):
         Verifier.load(tmp_path / "nowhere", tiny)
+    about = json.loads((tmp_path / ABOUT).read_text())
+    (tmp_path / ABOUT).write_text(json.dumps(about | {"format": 1}))
+    with pytest.raises(ModelError, match="other features"):
+        Verifier.load(tmp_path, tiny)
     (tmp_path / ABOUT).write_text("{")
     with pytest.raises(ModelError, match="there is no verifier"):
         Verifier.load(tmp_path, tiny)

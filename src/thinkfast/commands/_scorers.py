@@ -22,7 +22,8 @@ def with_scorer(model: str, folder: Path, problem: str, n: int, max_tokens: int)
     scorer = load_scorer(folder, loaded)
     prompt = len(loaded.tokenizer.chat(problem)) if problem.strip() else 1
     limit = loaded.spec.max_positions if loaded.spec.n_attention else prompt + max_tokens
-    return LLM(loaded, max(1, min(n, MAX_BATCH)), min(max(prompt + max_tokens, 2), limit)), scorer
+    rows, longest = max(1, min(n, MAX_BATCH)), min(max(prompt + max_tokens, 2), limit)
+    return LLM(loaded, rows, longest, keep_hidden=isinstance(scorer, Verifier)), scorer
 
 
 def load_scorer(folder: Path, loaded: Loaded) -> Scorer:

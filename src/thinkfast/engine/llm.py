@@ -33,6 +33,7 @@ class LLM:
         device: where to run.
         state_dtype: of SSM states on a GPU: fp32, bf16 or float8_e4m3fn; None for that of the weights. A CPU keeps
             them in fp32.
+        keep_hidden: chains carry their hidden states (Chain.hidden), which a verifier reads for nothing.
 
     Errors: ModelError, InputError, and CapacityError with the memory plan where it does not fit.
     """
@@ -45,12 +46,13 @@ class LLM:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         state_dtype: torch.dtype | None = None,
+        keep_hidden: bool = False,
     ) -> None:
         loaded = model if isinstance(model, Loaded) else load_model(model, dtype, device)
         self.loaded, self.spec, self.tokenizer = loaded, loaded.spec, loaded.tokenizer
         self.plan = plan_for(loaded.model, max_batch, max_len, state_dtype)
         self.stats = Stats()
-        self._runner = make_runner(loaded.model, self.plan, self.tokenizer.eos_ids)
+        self._runner = make_runner(loaded.model, self.plan, self.tokenizer.eos_ids, keep_hidden)
         self._limits = Limits(max_batch, self.plan.max_len, self.plan.admissible_pages, PAGE, self.plan.prefill_tokens)
         self._stops: dict[tuple[str, ...], int] = {(): 0}
         self._pieces: list[str] | None = None

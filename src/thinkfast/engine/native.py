@@ -156,6 +156,10 @@ class NativeStep:
         args.x, args.wide, args.mid, args.logits, args.normed = (t.data_ptr() for t in self._buffers)
         args.threads = threads
 
+    def hidden(self, rows: int) -> Tensor:
+        """[rows, D] the hidden states behind the latest logits, valid until the next call."""
+        return self._buffers[4][:rows, : self._args.d]
+
     def __call__(self, tokens: Tensor, positions: Tensor, spans: Spans | None) -> Tensor:
         """tokens [B], positions [B] to logits [B, V], valid until the next call."""
         if (threads := torch.get_num_threads()) != self._threads:

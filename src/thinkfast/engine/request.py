@@ -8,8 +8,11 @@ Usage: ``Request("gsm8k-7", prompt=(1, 5, 9), params=SamplingParams(n=64, temper
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from thinkfast.errors import InputError
 
@@ -91,7 +94,9 @@ class Chain:
     stop string. logprob: sum over the tokens, under the model at temperature 1. finish: "stop" (end of sequence or a
     stop string), "length", "deadline", "cancelled", or "error" (the model's logits were not finite). seconds: since
     the run began, prefill and queueing included. certainty: mean over the tokens of KL(uniform, model) in nats, how far
-    the model was from knowing nothing (arXiv 2502.18581); None where the runner does not keep it.
+    the model was from knowing nothing (arXiv 2502.18581); None where the runner does not keep it. least_logprob: of its
+    tokens. hidden [2, D]: of the model's last hidden states, each the one that a token was drawn from, the newest and
+    the mean; None unless the LLM was made with ``keep_hidden``, and on a GPU.
     """
 
     request: str
@@ -104,3 +109,5 @@ class Chain:
     seconds: float
     prompt_tokens: int
     certainty: float | None = None
+    least_logprob: float = math.nan
+    hidden: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)

@@ -3,7 +3,7 @@
 Everything stays on the device as columns of a few tensors, so that a step is batched operations on views and a row
 moves with one copy per tensor. The host hears one code a row and step, and only reads a row's tokens when it ends.
 
-Legend: B rows, V vocabulary.
+Legend: B rows, V vocabulary, D model width.
 
 Usage: ``rows.add(starts); rows.accept(first, last, draw)``.
 """
@@ -16,6 +16,7 @@ from enum import IntEnum
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from thinkfast.engine.pages import Moves
@@ -47,11 +48,14 @@ class RowStart:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a row has generated. certainty: mean over its tokens, see Draw; None where the runner does not keep it."""
+    """What a row has generated. certainty: mean over its tokens, see Draw; hidden: see Chain; None where the runner
+    does not keep it.
+    """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     certainty: float | None = None
+    hidden: NDArray[np.float32] | None = None
 
 
 _TOKEN, _POSITION, _DRAWN, _LIMIT, _KEY, _TOP_K, _STOP = range(7)
@@ -60,9 +64,11 @@ _GREEDY, _WATCH_EOS = range(2)
 
 
 class Rows:
-    """Row state for ``max_rows`` rows of at most ``max_new`` tokens; ``eos`` [V] bool marks end tokens."""
+    """Row state for ``max_rows`` rows of at most ``max_new`` tokens; ``eos`` [V] bool marks end tokens; ``width``: D,
+    where the last and the mean hidden state of a row are to be kept, else 0.
+    """
 
-    def __init__(self, max_rows: int, max_new: int, eos: Tensor) -> None:
+    def __init__(self, max_rows: int, max_new: int, eos: Tensor, width: int = 0) -> None:
         device = eos.device
         self._eos = eos
         self._ints = torch.zeros(7, max_rows, dtype=torch.int64, device=device)
@@ -70,6 +76,7 @@ class Rows:
         self._bools = torch.zeros(2, max_rows, dtype=torch.bool, device=device)
         self._tokens = torch.zeros(max_rows, max_new, dtype=torch.int64, device=device)
         self._logprobs = torch.zeros(max_rows, max_new, dtype=torch.float32, device=device)
+        self._hidden = torch.zeros(2, max_rows, width, dtype=torch.float32, device=device)  # newest, sum
         self._starts = torch.arange(max_rows, device=device) * max_new
         self._stops = torch.zeros(1, eos.shape[0], dtype=torch.bool, device=device)
         self.count = 0
@@ -102,6 +109,7 @@ class Rows:
         bools = [(q.greedy, not q.ignore_eos) for q in p]
         for table, values in ((self._ints, ints), (self._floats, floats), (self._bools, bools)):
             table[:, new] = torch.tensor(values, dtype=table.dtype).T.to(table.device)
+        self._hidden[:, new] = 0
         self.count = new.stop
         self._changed()
         return range(new.start, new.stop)
@@ -111,7 +119,7 @@ class Rows:
         if len(moves):
             index = torch.from_numpy(np.stack([moves.src, moves.dst])).to(self._ints.device)
             src, dst = index[0], index[1]
-            for table in (self._ints, self._floats, self._bools):
+            for table in (self._ints, self._floats, self._bools, self._hidden):
                 table[:, dst] = table[:, src]
             self._tokens[dst], self._logprobs[dst] = self._tokens[src], self._logprobs[src]
         self.count = left
@@ -140,8 +148,13 @@ class Rows:
             self._mix = mix_of(self.params(0, self.count))
         return self._mix
 
-    def accept(self, first: int, last: int, draw: Draw) -> Tensor:
-        """Record one drawn token for rows first .. last - 1; returns their codes [last - first] int64."""
+    def accept(self, first: int, last: int, draw: Draw, hidden: Tensor | None = None) -> Tensor:
+        """Record one drawn token for rows first .. last - 1, and the ``hidden`` states [last - first, D] that drew it
+        where they are kept; returns their codes [last - first] int64.
+        """
+        if hidden is not None:
+            self._hidden[0, first:last].copy_(hidden)
+            self._hidden[1, first:last].add_(hidden)
         ints = self._ints[:, first:last]
         place = self._starts[first:last] + ints[_DRAWN]
         self._tokens.view(-1).index_copy_(0, place, draw.tokens)
@@ -166,7 +179,13 @@ class Rows:
         longest = max(lens)
         tokens = self._tokens[index, :longest].tolist()
         logprobs = self._logprobs[index, :longest].tolist()
-        certainty = (self._floats[_CERTAINTY, index] / self._ints[_DRAWN, index].clamp(min=1)).tolist()
+        drawn = self._ints[_DRAWN, index].clamp(min=1)
+        certainty = (self._floats[_CERTAINTY, index] / drawn).tolist()
+        hidden: Sequence[NDArray[np.float32] | None] = [None] * len(rows)
+        if self._hidden.shape[2]:
+            newest, total = self._hidden[:, index]
+            hidden = list(torch.stack((newest, total / drawn[:, None]), 1).cpu().numpy())
         return [
-            Said(tuple(t[:n]), tuple(p[:n]), c) for t, p, n, c in zip(tokens, logprobs, lens, certainty, strict=True)
+            Said(tuple(t[:n]), tuple(p[:n]), c, h)
+            for t, p, n, c, h in zip(tokens, logprobs, lens, certainty, hidden, strict=True)
         ]

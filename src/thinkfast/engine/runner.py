@@ -58,14 +58,18 @@ class DecodeStep:
         weight = model.head_weight
         library = native_library(model.spec, PAGE, weight.dtype, weight.device) if plan.packed_bytes else None
         self.native: NativeStep | None = None
+        self.hidden = weight.new_zeros(0, model.spec.d_model)
         if library is not None:
             self.native = NativeStep(library, model, cache.memory, plan.max_len, plan.max_batch)
 
     def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """tokens [B], positions [B] to logits [B, V], valid until the next call."""
+        """tokens [B], positions [B] to logits [B, V], valid until the next call, as ``hidden`` [B, D] is."""
         if self.native is not None:
-            return self.native(tokens, positions, self.cache.begin_native())
-        return self.model.logits(self.model.step(tokens, positions, self.cache.begin_step()))
+            logits = self.native(tokens, positions, self.cache.begin_native())
+            self.hidden = self.native.hidden(len(tokens))
+            return logits
+        self.hidden = self.model.step(tokens, positions, self.cache.begin_step())
+        return self.model.logits(self.hidden)
 
     def draw(self, logits: Tensor, params: RowParams, mix: Mix) -> Draw:
         """sampler.draw from the step's logits."""
@@ -75,17 +79,18 @@ class DecodeStep:
 
 
 class Runner:
-    """Runs ``model`` within the sizes of ``plan``; ``eos_ids`` end a row."""
+    """Runs ``model`` within the sizes of ``plan``; ``eos_ids`` end a row; ``keep_hidden``: see Chain.hidden."""
 
     @torch.inference_mode()
-    def __init__(self, model: Decoder, plan: MemoryPlan, eos_ids: frozenset[int]) -> None:
+    def __init__(self, model: Decoder, plan: MemoryPlan, eos_ids: frozenset[int], keep_hidden: bool = False) -> None:
         self.model, self.plan = model, plan
         weight = model.head_weight
         self.cache = Cache(model.spec, plan.max_batch, plan.max_len, plan.pages, weight.dtype, weight.device)
         eos = torch.zeros(model.spec.vocab_size, dtype=torch.bool, device=weight.device)
         eos[sorted(eos_ids)] = True
-        self.rows = Rows(plan.max_batch, plan.max_len, eos)
-        self._logits: dict[int, Tensor] = {}
+        self.rows = Rows(plan.max_batch, plan.max_len, eos, model.spec.d_model if keep_hidden else 0)
+        self._keep_hidden = keep_hidden
+        self._ends: dict[int, tuple[Tensor, Tensor]] = {}  # of a prompt: hidden state [D] and logits [V]
         self.decode = DecodeStep(model, self.cache, plan)
 
     def add_stop_table(self, table: Tensor) -> int:
@@ -101,9 +106,10 @@ class Runner:
         tokens = torch.tensor([t for p in prompts for t in p], device=device)
         hidden, states = self.model.prefill(tokens, ragged)
         handles = self.cache.store(lens, states)
-        logits = self.model.logits(hidden[ragged.last])
+        last = hidden[ragged.last]
+        logits = self.model.logits(last)
         for i, handle in enumerate(handles):
-            self._logits[handle.id] = logits[i].clone()
+            self._ends[handle.id] = last[i].clone(), logits[i].clone()
         return handles
 
     @torch.inference_mode()
@@ -115,12 +121,15 @@ class Runner:
         forks = [Fork(s.prompt, len(s.rows), s.last) for s in starts]
         new = self.cache.fork(forks)
         self.rows.add([row for s in starts for row in s.rows])
-        logits = torch.cat([self._logits[s.prompt.id].expand(len(s.rows), -1) for s in starts])
+        hidden, logits = (
+            torch.cat([self._ends[s.prompt.id][of].expand(len(s.rows), -1) for s in starts]) for of in (0, 1)
+        )
         for s in starts:
             if s.last:
-                del self._logits[s.prompt.id]
+                del self._ends[s.prompt.id]
         params = self.rows.params(new.start, new.stop)
-        return _host(self.rows.accept(new.start, new.stop, draw(logits, params, mix_of(params))))
+        drawn = draw(logits, params, mix_of(params))
+        return _host(self.rows.accept(new.start, new.stop, drawn, hidden if self._keep_hidden else None))
 
     @torch.inference_mode()
     def step(self) -> Ints:
@@ -128,7 +137,7 @@ class Runner:
         rows = self.rows
         logits = self.decode(rows.tokens, rows.positions)
         drawn = self.decode.draw(logits, rows.params(0, rows.count), rows.mix())
-        return _host(rows.accept(0, rows.count, drawn))
+        return _host(rows.accept(0, rows.count, drawn, self.decode.hidden if self._keep_hidden else None))
 
     @torch.inference_mode()
     def said(self, rows: Sequence[int]) -> list[Said]:
@@ -145,7 +154,7 @@ class Runner:
     @torch.inference_mode()
     def close(self, prompt: PromptHandle) -> None:
         """No more forks of this prompt will follow."""
-        del self._logits[prompt.id]
+        del self._ends[prompt.id]
         self.cache.close(prompt)
 
     @property

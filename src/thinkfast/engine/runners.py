@@ -84,10 +84,10 @@ def plan_for(model: Decoder, max_batch: int, max_len: int | None, state_dtype: t
     return runner.plan_for(model, max_batch, max_len)
 
 
-def make_runner(model: Decoder, plan: MemoryPlan, eos_ids: frozenset[int]) -> AnyRunner:
-    """The runner for ``model`` within a plan of ``plan_for``."""
+def make_runner(model: Decoder, plan: MemoryPlan, eos_ids: frozenset[int], keep_hidden: bool = False) -> AnyRunner:
+    """The runner for ``model`` within a plan of ``plan_for``; the captured one keeps no hidden states."""
     if captured(model.spec, model.head_weight.device):
         from thinkfast.engine.cuda.runner import CudaRunner
 
         return CudaRunner(model, plan, eos_ids)
-    return Runner(model, plan, eos_ids)
+    return Runner(model, plan, eos_ids, keep_hidden)

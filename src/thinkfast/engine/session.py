@@ -8,6 +8,7 @@ Usage: ``yield from Session(runner, decode, limits, started, deadline).run(reque
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -238,4 +239,6 @@ class Session:
             seconds=seconds,
             prompt_tokens=len(sample.request.prompt),
             certainty=said.certainty,
+            least_logprob=min(logprobs, default=math.nan),
+            hidden=said.hidden,
         )

@@ -30,6 +30,7 @@ from thinkfast.judge.run import Play
 from thinkfast.judge.solution import Solution
 from thinkfast.judge.source import Live
 from thinkfast.judge.tally import StopRule, unbeatable
+from thinkfast.judge.verifier import Verifier
 from thinkfast.judge.voters import MAJORITY, Voter, find_voter
 from thinkfast.models.loading import Loaded, load_model
 
@@ -133,7 +134,7 @@ def stream(
         )
     if not problems:
         return iter(())
-    llm, prompts = _open(model, problems, params)
+    llm, prompts = _open(model, problems, params, isinstance(scorer, Verifier))
     grader = None if scorer is None else Grader(scorer)
     if grader is not None:
         grader.warm(problems[0], prompts[0])
@@ -159,7 +160,7 @@ def _params(options: Options) -> SamplingParams:
 
 
 def _open(
-    model: str | Path | LLM, problems: Sequence[str], params: SamplingParams
+    model: str | Path | LLM, problems: Sequence[str], params: SamplingParams, keep_hidden: bool
 ) -> tuple[LLM, list[tuple[int, ...]]]:
     """The engine, made no larger than these problems need, and their prompts."""
     if isinstance(model, LLM):
@@ -169,7 +170,7 @@ def _open(
     prompts = _prompts(loaded, problems, limit)
     longest = max(map(len, prompts)) + params.max_tokens
     rows = min(params.n * len(problems), MAX_BATCH)
-    return LLM(loaded, rows, longest if limit is None else min(longest, limit)), prompts
+    return LLM(loaded, rows, longest if limit is None else min(longest, limit), keep_hidden=keep_hidden), prompts
 
 
 def _prompts(loaded: Loaded, problems: Sequence[str], limit: int | None) -> list[tuple[int, ...]]:
