@@ -51,6 +51,20 @@ def parity(*stems: str) -> str:
     return table(["row | against", "bound", *stems], lines)
 
 
+def voters(stem: str) -> str:
+    """Points over the majority by voter and number of chains, with intervals."""
+    found = result(stem)["at_k"]
+    names = [name for name in next(iter(found.values())) if name != "majority"]
+    lines = []
+    for k, row in found.items():
+        if k != "1":
+            cells = [(row[name]["over_majority"], *row[name]["over_majority_interval"]) for name in names]
+            shown = [" to ".join(f"{100 * x:+.1f}" for x in ends) for _, *ends in cells]
+            points = [f"{100 * value:+.1f} ({ends})" for (value, *_), ends in zip(cells, shown, strict=True)]
+            lines.append([k, f"{row['majority']['accuracy']:.1%}", *points])
+    return table(["chains", "majority", *names], lines)
+
+
 def gpu() -> str:
     """Every cell of one sample a prompt, beside vLLM's where it ran in the same lease."""
     found = result("gpu-engine")
@@ -75,7 +89,7 @@ def gpu() -> str:
 
 VLLM = {"teacher-1b": "llama-1b", "pure-1b-d64": "pure-1b", "hybrid4-1b-d64": "hybrid-1b"}
 """Our names of models to those of vllm_bench.py."""
-TABLES: dict[str, Callable[..., str]] = {"parity": parity, "gpu": gpu}
+TABLES: dict[str, Callable[..., str]] = {"parity": parity, "gpu": gpu, "voters": voters}
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

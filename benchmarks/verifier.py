@@ -7,19 +7,54 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from publish import publish
 
+from thinkfast.engine.llm import LLM
+from thinkfast.engine.request import SamplingParams
+from thinkfast.judge.reward import Job
 from thinkfast.judge.verifier import ABOUT, Verifier
 from thinkfast.judge.voters import VOTERS
-from thinkfast.models.loading import load_model
+from thinkfast.models.loading import Loaded, load_model
 from thinkfast.report.chains import Chains
 from thinkfast.report.intervals import bootstrap, paired, sign_test
 from thinkfast.report.metrics import voter_at_k
 from thinkfast.report.samples import SAMPLES, read_rows
 from thinkfast.report.verify import auc, score_rows
+
+ROUNDS, PROMPTS, EACH = 5, 8, 8
+
+
+def live_cost(loaded: Loaded, verifier: Verifier, questions: list[str]) -> dict[str, float]:
+    """What scores cost where sampling has kept the hidden states: engines with and without in turns, medians."""
+    prompts = [loaded.tokenizer.chat(question) for question in questions[:PROMPTS]]
+    params = SamplingParams(n=EACH, max_tokens=300)
+    plain, keeping = (LLM(loaded, PROMPTS * EACH, 512, keep_hidden=keep) for keep in (False, True))
+    ratios, shares = list[float](), list[float]()
+    for number in range(ROUNDS + 1):
+        seconds = []
+        for llm in (plain, keeping):
+            began = time.perf_counter()
+            chains = [c for found in llm.generate(prompts, replace(params, seed=number)) for c in found]
+            seconds.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        verifier.score([Job("", tuple(prompts[int(chain.request)]), chain) for chain in chains])
+        scoring = time.perf_counter() - began
+        if number:
+            ratios.append(seconds[1] / seconds[0])
+            shares.append(scoring / seconds[1])
+    return {
+        "sampling_with_states_over_without": statistics.median(ratios),
+        "scoring_share_of_sampling_seconds": statistics.median(shares),
+        "chains": PROMPTS * EACH,
+        "rounds": ROUNDS,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def main() -> None:
@@ -77,11 +112,12 @@ def main() -> None:
             torch.tensor([row.score or 0.0 for row in answered]), torch.tensor([bool(row.correct) for row in answered])
         ),
         "at_k": table,
-        "scoring": {
+        "scoring_live": live_cost(loaded, verifier, list(questions.values())),
+        "scoring_a_log": {
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
             "share_of_sampling_seconds": speed * seconds / tokens,
-            "note": "sampling speed as in the log's own run",
+            "note": "a packed pass over each text; sampling speed as in the log's own run",
         },
         "verifier": json.loads((options.verifier / ABOUT).read_text()),
     }

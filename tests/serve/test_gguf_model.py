@@ -17,6 +17,7 @@ from thinkfast.models.loading import Loaded, load_model
 from thinkfast.models.spec import RopeScaling
 from thinkfast.serve.gguf_model import write_gguf
 from thinkfast.serve.parity import peers
+from thinkfast.serve.parity.conditioning import Noise
 from thinkfast.serve.parity.sample import draw_sample, our_logits
 
 gguf = pytest.importorskip("gguf")
@@ -181,7 +182,7 @@ def test_llama_cpp_itself(kind: str, make: Any, tmp_path: Path) -> None:
     write_gguf(loaded, tmp_path / "m.gguf", torch.float32)
     texts = ["There are 12 shells in the box.", "Mia has 7 apples and 30 more."]
     chains = draw_sample(loaded, [loaded.tokenizer.chat(text) for text in texts], 12)
-    checks = peers.against_peer(peers.LLAMA_CPP, python, tmp_path / "m.gguf", loaded, chains, texts)
+    checks = peers.against_peer(peers.LLAMA_CPP, python, tmp_path / "m.gguf", loaded, chains, texts, Noise(loaded))
     assert [(c.name, c.status) for c in checks] == [
         ("log-probabilities", "passed"),
         ("greedy tokens", "passed"),

@@ -12,6 +12,7 @@ from thinkfast.engine.request import Request, SamplingParams
 from thinkfast.engine.rng import sample_key, uniform
 from thinkfast.models.loading import Loaded
 from thinkfast.serve.parity.chance import Parting, count_partings, distance
+from thinkfast.serve.parity.conditioning import Noise
 from thinkfast.serve.parity.sample import our_logits
 
 PROMPT = (7, 9, 11, 200, 31, 6)
@@ -58,16 +59,16 @@ def test_only_a_draw_on_a_boundary_is_explained(loaded: Loaded) -> None:
     near, far = int(gap.argmin()), int(gap.argmax())
     assert float(gap[near]) < 1e-6 < 1e-3 < float(gap[far])
     explained, counted = parting(loaded, near, 1), parting(loaded, far, 1)
-    assert count_partings(loaded, [explained], TEMPERATURE) == (
+    assert count_partings(Noise(loaded), [explained], TEMPERATURE) == (
         0,
         "; 1 part where the draw falls on a boundary within rounding",
     )
-    assert count_partings(loaded, [counted, counted], TEMPERATURE) == (2, "")
+    assert count_partings(Noise(loaded), [counted, counted], TEMPERATURE) == (2, "")
     # The boundary explains its two neighbours, not a token elsewhere.
-    assert count_partings(loaded, [parting(loaded, near, 40)], TEMPERATURE)[0] == 1
+    assert count_partings(Noise(loaded), [parting(loaded, near, 40)], TEMPERATURE)[0] == 1
 
 
 def test_equal_chains_and_one_that_ends_early(loaded: Loaded) -> None:
     same = Parting(PROMPT, 1, (5, 6), (5, 6))
-    assert count_partings(loaded, [same], TEMPERATURE) == (0, "")
-    assert count_partings(loaded, [Parting(PROMPT, 1, (5, 6), (5,))], TEMPERATURE)[0] == 1
+    assert count_partings(Noise(loaded), [same], TEMPERATURE) == (0, "")
+    assert count_partings(Noise(loaded), [Parting(PROMPT, 1, (5, 6), (5,))], TEMPERATURE)[0] == 1

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from thinkfast.serve.parity import conditioning
 from thinkfast.serve.parity.conditioning import Gap, Noise, count_divergences, settle
 from thinkfast.serve.parity.sample import Divergence
 
@@ -17,18 +16,18 @@ BOUND = 2e-4
 SEQUENCE = tuple(range(10, 50))
 
 
-def with_noise(monkeypatch: pytest.MonkeyPatch, noise: Tensor) -> None:
-    class Fixed:
-        def __init__(self, loaded: Any) -> None:
-            pass
+class Fixed(Noise):
+    """Rounding's error as it is given."""
 
-        def measure(self, sequences: Any) -> None:
-            pass
+    def __init__(self, noise: Tensor | None = None) -> None:
+        self._noise = noise
 
-        def __call__(self, sequence: Any) -> Tensor:
-            return noise
+    def measure(self, sequences: Any) -> None:
+        assert self._noise is not None, "nothing is to be measured"
 
-    monkeypatch.setattr(conditioning, "Noise", Fixed)
+    def __call__(self, sequence: Any) -> Tensor:
+        assert self._noise is not None
+        return self._noise
 
 
 def gap(**sizes: float) -> Gap:
@@ -38,51 +37,51 @@ def gap(**sizes: float) -> Gap:
     return Gap(SEQUENCE, 0, values)
 
 
-def test_within_the_bound_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conditioning, "Noise", None)
-    settled = settle(None, [gap(_3=1.9e-4)], BOUND)  # type: ignore[arg-type]
+def test_within_the_bound_nothing_is_asked() -> None:
+    fixed = Fixed()
+    settled = settle(fixed, [gap(_3=1.9e-4)], BOUND)
     assert (settled.worst, settled.unsure, settled.said) == (pytest.approx(1.9e-4), 0, "")
 
 
-def test_what_noise_explains_is_scaled_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_noise_explains_is_scaled_and_said() -> None:
     noise = torch.full((40,), 1e-6)
     noise[7] = 2e-3
-    with_noise(monkeypatch, noise)
-    settled = settle(None, [gap(_7=4e-3, _9=5e-5)], BOUND)  # type: ignore[arg-type]
+    fixed = Fixed(noise)
+    settled = settle(fixed, [gap(_7=4e-3, _9=5e-5)], BOUND)
     assert settled.worst == pytest.approx(BOUND / 2)  # half of the 8e-3 that position 7 is allowed
     assert settled.unsure == 1
     assert "1 of 40 positions above the bound (up to 0.004)" in settled.said
 
 
-def test_what_it_does_not_explain_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_does_not_explain_counts() -> None:
     noise = torch.full((40,), 1e-6)
     noise[7] = 2e-3
-    with_noise(monkeypatch, noise)
-    assert settle(None, [gap(_8=5e-3)], BOUND).worst == pytest.approx(5e-3)  # type: ignore[arg-type]
-    assert settle(None, [gap(_7=9e-3)], BOUND).worst > BOUND  # type: ignore[arg-type]
+    fixed = Fixed(noise)
+    assert settle(fixed, [gap(_8=5e-3)], BOUND).worst == pytest.approx(5e-3)
+    assert settle(fixed, [gap(_7=9e-3)], BOUND).worst > BOUND
     # ``start`` says which positions are compared.
     late = Gap(SEQUENCE, 5, torch.tensor([1e-5, 1e-5, 5e-3]))
-    assert settle(None, [late], BOUND).worst < BOUND  # type: ignore[arg-type]
-    assert settle(None, [Gap(SEQUENCE, 4, late.sizes)], BOUND).worst == pytest.approx(5e-3)  # type: ignore[arg-type]
+    assert settle(fixed, [late], BOUND).worst < BOUND
+    assert settle(fixed, [Gap(SEQUENCE, 4, late.sizes)], BOUND).worst == pytest.approx(5e-3)
 
 
-def test_no_position_is_surer_than_the_sequence_usually_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_position_is_surer_than_the_sequence_usually_is() -> None:
     noise = torch.full((40,), 5e-4)
     noise[7] = 1e-8
-    with_noise(monkeypatch, noise)
-    assert settle(None, [gap(_7=1.9e-3)], BOUND).worst < BOUND  # type: ignore[arg-type]
-    assert settle(None, [gap(_7=2.1e-3)], BOUND).worst > BOUND  # type: ignore[arg-type]
+    fixed = Fixed(noise)
+    assert settle(fixed, [gap(_7=1.9e-3)], BOUND).worst < BOUND
+    assert settle(fixed, [gap(_7=2.1e-3)], BOUND).worst > BOUND
 
 
-def test_a_model_that_fp32_does_not_compute_is_no_excuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_noise(monkeypatch, torch.full((40,), 1.0))
-    assert settle(None, [gap(_7=0.5)], BOUND).worst > BOUND  # type: ignore[arg-type]
+def test_a_model_that_fp32_does_not_compute_is_no_excuse() -> None:
+    fixed = Fixed(torch.full((40,), 1.0))
+    assert settle(fixed, [gap(_7=0.5)], BOUND).worst > BOUND
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_finite_is_never_explained(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_noise(monkeypatch, torch.full((40,), 1.0))
-    assert math.isnan(settle(None, [gap(_3=bad)], BOUND).worst)  # type: ignore[arg-type]
+def test_what_is_not_finite_is_never_explained(bad: float) -> None:
+    fixed = Fixed(torch.full((40,), 1.0))
+    assert math.isnan(settle(fixed, [gap(_3=bad)], BOUND).worst)
 
 
 def test_noise_is_what_fp32_gets_wrong(make: Any) -> None:
@@ -97,13 +96,13 @@ def test_noise_is_what_fp32_gets_wrong(make: Any) -> None:
     assert loaded.model.head_weight.dtype == torch.float32
 
 
-def test_a_tie_is_no_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_noise(monkeypatch, torch.tensor([1e-6, 1e-2]))
+def test_a_tie_is_no_divergence() -> None:
+    fixed = Fixed(torch.tensor([1e-6, 1e-2]))
     tie, clear = Divergence(3, SEQUENCE, 1e-4), Divergence(5, SEQUENCE, 0.5)
     unsure = Divergence(4, SEQUENCE, 0.05)  # fp32 is unsure by 0.01 at the last position before it
     found = [None, tie, unsure, clear]
-    count, said = count_divergences(None, found, BOUND)  # type: ignore[arg-type]
+    count, said = count_divergences(fixed, found, BOUND)
     assert count == 1
     assert "2 part at a tie" in said
     assert "worst at token 5, margin 0.5" in said
-    assert count_divergences(None, [None], BOUND) == (0, "")  # type: ignore[arg-type]
+    assert count_divergences(fixed, [None], BOUND) == (0, "")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from thinkfast.errors import ParityError
 from thinkfast.models.checkpoint import save_checkpoint
+from thinkfast.serve.parity.conditioning import Noise
 from thinkfast.serve.parity.hf import REMEDY, against_transformers, require_grouped_norm
 from thinkfast.serve.parity.sample import draw_sample
 
@@ -21,7 +22,9 @@ PROMPTS = [[7, 9, 11, 200, 31, 6], [5, 6, 7]]
 @pytest.mark.parametrize("kind", ["teacher", "hybrid", "pure"])
 def test_it_agrees(kind: str, make: Any) -> None:
     loaded = make(kind)
-    logits, tokens, cached = against_transformers(loaded, loaded.path, draw_sample(loaded, PROMPTS, 8), cached=1)
+    logits, tokens, cached = against_transformers(
+        loaded, loaded.path, draw_sample(loaded, PROMPTS, 8), 1, Noise(loaded)
+    )
     assert (logits.status, tokens.status) == ("passed", "passed"), (logits, tokens)
     assert logits.value is not None
     assert logits.value > 0
@@ -37,7 +40,7 @@ def test_a_changed_weight_is_seen(make: Any, tmp_path: Any) -> None:
     chains = draw_sample(loaded, PROMPTS, 8)
     folder = save_checkpoint(loaded.model, loaded.tokenizer.path, tmp_path / "other")
     loaded.model.blocks[0].mixer.norm_weight[3] += 0.5
-    logits, _, _ = against_transformers(loaded, folder, chains, cached=1)
+    logits, _, _ = against_transformers(loaded, folder, chains, 1, Noise(loaded))
     loaded.model.blocks[0].mixer.norm_weight[3] -= 0.5
     assert logits.status == "broken"
 
@@ -52,7 +55,7 @@ def test_weights_it_does_not_use_are_an_error(make: Any, tmp_path: Any) -> None:
     tensors["model.layers.0.mamba.extra"] = torch.zeros(3)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ParityError, match=r"did not use every weight: model.layers.0.mamba.extra"):
-        against_transformers(loaded, folder, draw_sample(loaded, PROMPTS, 4), cached=1)
+        against_transformers(loaded, folder, draw_sample(loaded, PROMPTS, 4), 1, Noise(loaded))
 
 
 @pytest.mark.usefixtures("grouped_norm")
@@ -67,7 +70,10 @@ def test_a_norm_over_all_heads_is_refused_with_the_remedy(make: Any, monkeypatch
 
     monkeypatch.setattr(granite.GraniteMoeHybridRMSNormGated, "forward", together)
     with pytest.raises(ParityError, match="norms all heads") as caught:
-        against_transformers(loaded, loaded.path, draw_sample(loaded, PROMPTS, 4), cached=1)
+        against_transformers(loaded, loaded.path, draw_sample(loaded, PROMPTS, 4), 1, Noise(loaded))
     assert caught.value.remedy == REMEDY == "pip install 'transformers>=5.23'"
     teacher = make("teacher")  # has no such norm, and is compared all the same
-    assert against_transformers(teacher, teacher.path, draw_sample(teacher, PROMPTS, 4), cached=1)[0].status == "passed"
+    assert (
+        against_transformers(teacher, teacher.path, draw_sample(teacher, PROMPTS, 4), 1, Noise(teacher))[0].status
+        == "passed"
+    )

@@ -16,6 +16,7 @@ from thinkfast.models.mixers import Mamba
 from thinkfast.models.ragged import Ragged
 from thinkfast.serve.parity import drift as drifting
 from thinkfast.serve.parity import own
+from thinkfast.serve.parity.conditioning import Noise
 from thinkfast.serve.parity.drift import drift
 from thinkfast.serve.parity.sample import Greedy, draw_sample, our_logits, our_logprobs
 
@@ -42,12 +43,13 @@ def test_the_sample_is_greedy_by_the_parallel_form(case: tuple[Loaded, list[Gree
 
 def test_all_forms_agree(case: tuple[Loaded, list[Greedy]]) -> None:
     loaded, chains = case
+    noise = Noise(loaded)
     checks = [
-        own.prefill_against_step(loaded, chains),
+        own.prefill_against_step(loaded, chains, noise),
         own.fine_prefill_against_step(loaded, chains),
-        own.one_against_ragged(loaded, chains),
-        own.alone_against_together(loaded, chains[:3], NEW),
-        own.fork_against_independent(loaded, chains[:2], NEW),
+        own.one_against_ragged(loaded, chains, noise),
+        own.alone_against_together(loaded, chains[:3], NEW, noise),
+        own.fork_against_independent(loaded, chains[:2], NEW, noise),
     ]
     assert [check.status for check in checks] == ["passed"] * 5, checks
     assert "prefilled 1 to 30 tokens" in checks[0].detail
@@ -67,9 +69,9 @@ def test_a_wrong_step_breaks_prefill_against_step(make: Any, monkeypatch: pytest
 
     monkeypatch.setenv("THINKFAST_NATIVE", "0")  # the compiled step does not call it
     monkeypatch.setattr(Mamba, "step", twice_the_bias)
-    assert own.prefill_against_step(loaded, chains).status == "broken"
+    assert own.prefill_against_step(loaded, chains, Noise(loaded)).status == "broken"
     assert own.fine_prefill_against_step(loaded, chains).status == "broken"
-    assert own.one_against_ragged(loaded, chains).status == "passed"
+    assert own.one_against_ragged(loaded, chains, Noise(loaded)).status == "passed"
 
 
 def test_a_leak_between_packed_prompts_breaks_the_ragged_row(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +89,7 @@ def test_a_leak_between_packed_prompts_breaks_the_ragged_row(make: Any, monkeypa
             return whole(tokens, Ragged(torch.tensor([ragged.total])))
 
     leaky = replace(loaded, model=Packed())  # type: ignore[arg-type]
-    assert own.one_against_ragged(leaky, chains).status == "broken"
+    assert own.one_against_ragged(leaky, chains, Noise(leaky)).status == "broken"
 
 
 def test_randomness_that_depends_on_company_breaks_the_chain_rows(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,9 +103,9 @@ def test_randomness_that_depends_on_company_breaks_the_chain_rows(make: Any, mon
             yield replace(chain, tokens=(*chain.tokens[:-1], 3 if alone else 4))
 
     monkeypatch.setattr(LLM, "stream", by_company)
-    together = own.alone_against_together(loaded, chains, NEW)
+    together = own.alone_against_together(loaded, chains, NEW, Noise(loaded))
     assert (together.value, together.status) == (4.0, "broken")
-    forked = own.fork_against_independent(loaded, chains, NEW)
+    forked = own.fork_against_independent(loaded, chains, NEW, Noise(loaded))
     assert (forked.value, forked.status) == (16.0, "broken")
 
 

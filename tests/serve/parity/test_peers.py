@@ -14,6 +14,7 @@ import torch
 
 from thinkfast.errors import InputError, ParityError
 from thinkfast.serve.parity import peers
+from thinkfast.serve.parity.conditioning import Noise
 from thinkfast.serve.parity.peers import LLAMA_CPP, VLLM, against_peer, find_python
 from thinkfast.serve.parity.sample import Greedy, draw_sample, our_logprobs
 from thinkfast.serve.parity.scripts import llama_peer, vllm_peer
@@ -47,7 +48,7 @@ def told(make: Any) -> tuple[Any, list[Greedy], dict[str, Any]]:
 
 def test_a_peer_that_agrees(told: Any, tmp_path: Path) -> None:
     loaded, chains, answer = told
-    checks = against_peer(LLAMA_CPP, answering(tmp_path, answer), tmp_path / "m", loaded, chains, TEXTS)
+    checks = against_peer(LLAMA_CPP, answering(tmp_path, answer), tmp_path / "m", loaded, chains, TEXTS, Noise(loaded))
     assert [(c.name, c.status) for c in checks] == [
         ("log-probabilities", "passed"),
         ("greedy tokens", "passed"),
@@ -64,7 +65,9 @@ def test_each_difference_breaks_its_row(told: Any, tmp_path: Path) -> None:
     other = (chains[1].tokens[5] + 1) % 512
     sequence = [*chains[1].prompt, *chains[1].tokens[:5], other, *chains[1].tokens[6:]]
     answer["sequences"][1] = {"tokens": sequence[3:], "logprobs": our_logprobs(loaded, sequence).tolist()}
-    logprobs, tokens, texts = against_peer(VLLM, answering(tmp_path, answer), tmp_path / "m", loaded, chains, TEXTS)
+    logprobs, tokens, texts = against_peer(
+        VLLM, answering(tmp_path, answer), tmp_path / "m", loaded, chains, TEXTS, Noise(loaded)
+    )
     assert (logprobs.status, tokens.status, texts.status) == ("broken", "broken", "broken")
     assert (tokens.value, texts.value) == (1.0, 1.0)
     assert "worst at token 5" in tokens.detail
@@ -81,7 +84,10 @@ assert job['model'] == {str(tmp_path / "m")!r}
 assert 'PYTHONPATH' not in os.environ
 json.dump({answer!r}, open(answer, 'w'))
 """
-    assert against_peer(VLLM, interpreter(tmp_path, body), tmp_path / "m", loaded, chains, ())[0].status == "passed"
+    assert (
+        against_peer(VLLM, interpreter(tmp_path, body), tmp_path / "m", loaded, chains, (), Noise(loaded))[0].status
+        == "passed"
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,14 +101,22 @@ json.dump({answer!r}, open(answer, 'w'))
 def test_a_failure_says_its_last_words(body: str, words: str, told: Any, tmp_path: Path) -> None:
     loaded, chains, _ = told
     with pytest.raises(ParityError, match=words):
-        against_peer(LLAMA_CPP, interpreter(tmp_path, body), tmp_path / "m", loaded, chains, ())
+        against_peer(LLAMA_CPP, interpreter(tmp_path, body), tmp_path / "m", loaded, chains, (), Noise(loaded))
 
 
 def test_a_peer_that_hangs_is_ended(told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, chains, _ = told
     monkeypatch.setattr(peers, "TIMEOUT", 0.5)
     with pytest.raises(ParityError, match="no answer after"):
-        against_peer(VLLM, interpreter(tmp_path, "import time\ntime.sleep(60)"), tmp_path / "m", loaded, chains, ())
+        against_peer(
+            VLLM,
+            interpreter(tmp_path, "import time\ntime.sleep(60)"),
+            tmp_path / "m",
+            loaded,
+            chains,
+            (),
+            Noise(loaded),
+        )
 
 
 def test_which_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

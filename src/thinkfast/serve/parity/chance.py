@@ -7,7 +7,7 @@ our own pass in fp64, both tokens must lie as near to the number as the logits a
 
 Legend: V vocabulary.
 
-Usage: ``count_partings(loaded, [Parting(prompt, key, ours, theirs)], temperature)``.
+Usage: ``count_partings(Noise(loaded), [Parting(prompt, key, ours, theirs)], temperature)``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from thinkfast.engine.rng import uniform
-from thinkfast.models.loading import Loaded
 from thinkfast.serve.parity.conditioning import MARGIN, Noise
 from thinkfast.serve.parity.sample import LOGITS
 
@@ -37,14 +36,13 @@ class Parting:
     theirs: tuple[int, ...]
 
 
-def count_partings(loaded: Loaded, pairs: Sequence[Parting], temperature: float) -> tuple[int, str]:
+def count_partings(noise: Noise, pairs: Sequence[Parting], temperature: float) -> tuple[int, str]:
     """How many of the pairs differ for another reason than rounding, and the remark that counts the others."""
     differing = [pair for pair in pairs if pair.ours != pair.theirs]
     # Where one goes on and the other has ended, no draw decides.
     drawn = [(pair, at) for pair in differing if (at := _first_difference(pair)) is not None]
     near = 0
     if drawn:
-        noise = Noise(loaded)
         noise.measure(pair.prompt + pair.ours[:at] for pair, at in drawn)
         near = sum(_explained(noise, pair, at, temperature) for pair, at in drawn)
     said = f"; {near} part where the draw falls on a boundary within rounding" if near else ""

@@ -11,7 +11,7 @@ here it shows wherever fp32 is sure.
 
 Legend: L tokens of a sequence, S compared positions.
 
-Usage: ``settle(loaded, [Gap(sequence, 0, differences)], LOGITS)``.
+Usage: ``settle(Noise(loaded), [Gap(sequence, 0, differences)], LOGITS)``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class Settled:
     said: str
 
 
-def settle(loaded: Loaded, gaps: Sequence[Gap], bound: float) -> Settled:
+def settle(noise: Noise, gaps: Sequence[Gap], bound: float) -> Settled:
     """The worst of ``gaps`` in parts of what is allowed; fp64 is only run where ``bound`` is exceeded."""
     sizes = torch.cat([gap.sizes.float().cpu() for gap in gaps])
     whole = float(sizes.max())
@@ -64,7 +65,6 @@ def settle(loaded: Loaded, gaps: Sequence[Gap], bound: float) -> Settled:
         return Settled(float("nan"), 0, "; not finite")
     if whole <= bound:
         return Settled(whole, 0, "")
-    noise = Noise(loaded)
     noise.measure(gap.sequence for gap in gaps if bool((gap.sizes > bound).any()))
     allowed = torch.cat([_allowance(noise, gap, bound) for gap in gaps])
     wide = allowed > bound
@@ -86,7 +86,7 @@ def _allowance(noise: Noise, gap: Gap, bound: float) -> Tensor:
     return (MARGIN * unsure).clamp(bound, MOST * bound)
 
 
-def count_divergences(loaded: Loaded, found: Sequence[Divergence | None], tolerance: float) -> tuple[int, str]:
+def count_divergences(noise: Noise, found: Sequence[Divergence | None], tolerance: float) -> tuple[int, str]:
     """How many chains differ for another reason than a tie that rounding may break, and the sentence that says so.
 
     A tie: our logits of the two tokens are apart by no more than twice the tolerance, or than fp32 is unsure there.
@@ -94,7 +94,6 @@ def count_divergences(loaded: Loaded, found: Sequence[Divergence | None], tolera
     apart = [each for each in found if each is not None and each.margin > 2 * tolerance]
     ties = sum(each is not None for each in found) - len(apart)
     if apart:
-        noise = Noise(loaded)
         noise.measure(each.before for each in apart)
         clear = [each for each in apart if each.margin > 2 * MARGIN * float(noise(each.before)[-1])]
         apart, ties = clear, ties + len(apart) - len(clear)
@@ -106,17 +105,27 @@ def count_divergences(loaded: Loaded, found: Sequence[Divergence | None], tolera
 
 
 class Noise:
-    """Largest error that rounding makes in our own fp32 logits, by position, measured against fp64."""
+    """Largest error that rounding makes in our own fp32 logits, by position, measured against fp64.
+
+    One serves a whole parity run: what has been measured is kept, for a beginning of a sequence too.
+    """
 
     def __init__(self, loaded: Loaded) -> None:
         self._coarse = loaded
-        self._fine = replace(loaded, model=copy.deepcopy(loaded.model).double())
         self._errors: dict[tuple[int, ...], Tensor] = {}
+
+    @cached_property
+    def _fine(self) -> Loaded:
+        return replace(self._coarse, model=copy.deepcopy(self._coarse.model).double())
 
     def __call__(self, sequence: tuple[int, ...]) -> Tensor:
         """[L]"""
         self.measure([sequence])
-        return self._errors[sequence]
+        return self._longer(sequence)[0][: len(sequence)]
+
+    def _longer(self, sequence: tuple[int, ...]) -> list[Tensor]:
+        """The errors of what begins as ``sequence`` does, itself included: what comes after has no say in them."""
+        return [error for known, error in self._errors.items() if known[: len(sequence)] == sequence]
 
     def logits(self, sequence: Sequence[int]) -> Tensor:
         """Ours in fp64, [L, V]."""
@@ -126,7 +135,7 @@ class Noise:
         """Measure many at once, for every shaking of the weights takes as long as a pass or two."""
         group: list[tuple[int, ...]] = []
         size = 0
-        for sequence in dict.fromkeys(s for s in sequences if s not in self._errors):
+        for sequence in dict.fromkeys(s for s in sequences if not self._longer(s)):
             bytes_each = 8 * len(sequence) * self._coarse.spec.vocab_size
             if group and size + bytes_each > GROUP_BYTES:
                 self._measure(group)

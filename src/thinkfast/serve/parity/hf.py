@@ -6,7 +6,7 @@ with it would say nothing about us.
 
 Legend: L tokens of a sequence, V vocabulary.
 
-Usage: ``for check in against_transformers(loaded, folder, chains, cached=20): ...``.
+Usage: ``for check in against_transformers(loaded, folder, chains, 20, Noise(loaded)): ...``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from thinkfast.errors import ParityError
 from thinkfast.models.loading import Loaded
 from thinkfast.models.spec import ModelSpec
-from thinkfast.serve.parity.conditioning import Gap, count_divergences, settle
+from thinkfast.serve.parity.conditioning import Gap, Noise, count_divergences, settle
 from thinkfast.serve.parity.report import Check
 from thinkfast.serve.parity.sample import LOGITS, LOGPROBS, Divergence, Greedy, divergence, our_logits
 
@@ -30,16 +30,18 @@ NAME = "transformers"
 REMEDY = "pip install 'transformers>=5.23'"
 
 
-def against_transformers(loaded: Loaded, folder: Path, chains: Sequence[Greedy], cached: int) -> list[Check]:
+def against_transformers(
+    loaded: Loaded, folder: Path, chains: Sequence[Greedy], cached: int, noise: Noise
+) -> list[Check]:
     """Logits of whole chains, their greedy tokens, and ``cached`` generations through its cache, for ``folder``.
 
     Errors: ParityError where this transformers cannot be compared with.
     """
     with quiet():
-        return list(_compare(loaded, folder, chains, cached))
+        return list(_compare(loaded, folder, chains, cached, noise))
 
 
-def _compare(loaded: Loaded, folder: Path, chains: Sequence[Greedy], cached: int) -> Iterator[Check]:
+def _compare(loaded: Loaded, folder: Path, chains: Sequence[Greedy], cached: int, noise: Noise) -> Iterator[Check]:
     import transformers
 
     if loaded.spec.is_student:
@@ -57,14 +59,14 @@ def _compare(loaded: Loaded, folder: Path, chains: Sequence[Greedy], cached: int
         # Position i says token i + 1; equal argmax along our own chain means, by induction, equal greedy chains.
         found.append(divergence(loaded, chain, other[len(chain.prompt) - 1 : -1].argmax(-1).tolist()))
     bound = LOGPROBS if loaded.spec.is_student else LOGITS
-    settled = settle(loaded, gaps, bound)
-    apart, ties = count_divergences(loaded, found, bound)
+    settled = settle(noise, gaps, bound)
+    apart, ties = count_divergences(noise, found, bound)
     new, tokens = len(chains[0].tokens), sum(len(chain.sequence) for chain in chains)
     scale = f"{tokens} positions of {len(chains)} sequences, largest logit {spread:.3g}{settled.said}"
     uncached = f"{len(chains)} prompts x {new} tokens, use_cache=False{ties}"
     yield Check("logits", against, settled.worst, bound, "", scale)
     yield Check("greedy tokens", against, float(apart), 0.0, "prompts", uncached)
-    yield _generate(loaded, theirs, against, chains[:cached])
+    yield _generate(loaded, theirs, against, chains[:cached], noise)
 
 
 @contextmanager
@@ -92,7 +94,7 @@ def _load(folder: Path) -> tuple[Any, dict[str, Any]]:
     return pair[0], pair[1]
 
 
-def _generate(loaded: Loaded, theirs: Any, against: str, chains: Sequence[Greedy]) -> Check:
+def _generate(loaded: Loaded, theirs: Any, against: str, chains: Sequence[Greedy], noise: Noise) -> Check:
     name = "greedy tokens, cached"
     if not loaded.spec.n_attention:
         why = (
@@ -107,7 +109,7 @@ def _generate(loaded: Loaded, theirs: Any, against: str, chains: Sequence[Greedy
         with torch.inference_mode():
             out = theirs.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), pad_token_id=0, **options)
         found.append(divergence(loaded, chain, out[0, len(chain.prompt) :].tolist()))
-    apart, ties = count_divergences(loaded, found, LOGITS)
+    apart, ties = count_divergences(noise, found, LOGITS)
     return Check(name, against, float(apart), 0.0, "prompts", f"{len(chains)} prompts x {new} tokens{ties}")
 
 

@@ -3,7 +3,7 @@ rounding is to have no say, in fp64.
 
 Legend: L tokens of a sequence, S steps, n sequences, V vocabulary.
 
-Usage: ``for check in (prefill_against_step, one_against_ragged, ...): check(loaded, chains)``.
+Usage: ``for check in (prefill_against_step, one_against_ragged): check(loaded, chains, Noise(loaded))``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from thinkfast.models.loading import Loaded
 from thinkfast.models.precision import at_least_fp32
 from thinkfast.models.ragged import Ragged
 from thinkfast.serve.parity.chance import Parting, count_partings
-from thinkfast.serve.parity.conditioning import Gap, settle
+from thinkfast.serve.parity.conditioning import Gap, Noise, settle
 from thinkfast.serve.parity.report import Check
 from thinkfast.serve.parity.sample import LOGITS, Greedy, our_logits
 
@@ -34,10 +34,10 @@ FINE = 1e-9
 """For fp64: its rounding is 2^29 times finer than fp32's, so this allows for models that fp32 decides to one digit."""
 
 
-def prefill_against_step(loaded: Loaded, chains: Sequence[Greedy]) -> Check:
+def prefill_against_step(loaded: Loaded, chains: Sequence[Greedy], noise: Noise) -> Check:
     """Prefill of the first tokens, then one step a token, against one parallel pass, on every stepped position."""
     gaps, detail = _stepped(loaded, chains)
-    settled = settle(loaded, gaps, LOGITS)
+    settled = settle(noise, gaps, LOGITS)
     return Check("prefill, then step", "one parallel pass", settled.worst, LOGITS, "", detail + settled.said)
 
 
@@ -86,7 +86,7 @@ def step_logits(
 
 
 @torch.inference_mode()
-def one_against_ragged(loaded: Loaded, chains: Sequence[Greedy]) -> Check:
+def one_against_ragged(loaded: Loaded, chains: Sequence[Greedy], noise: Noise) -> Check:
     """Every prompt alone against all of them packed into one pass, on every position."""
     device = loaded.model.head_weight.device
     prompts = [chain.prompt for chain in chains]
@@ -96,13 +96,13 @@ def one_against_ragged(loaded: Loaded, chains: Sequence[Greedy]) -> Check:
     for prompt, hidden in zip(prompts, packed.split([len(p) for p in prompts]), strict=True):
         difference = loaded.model.logits(hidden).float() - our_logits(loaded, prompt)
         gaps.append(Gap(prompt, 0, difference.abs().amax(-1)))
-    settled = settle(loaded, gaps, LOGITS)
+    settled = settle(noise, gaps, LOGITS)
     lens = [len(p) for p in prompts]
     detail = f"{len(prompts)} prompts of {min(lens)} to {max(lens)} tokens{settled.said}"
     return Check("batch of one", "ragged batch", settled.worst, LOGITS, "", detail)
 
 
-def alone_against_together(loaded: Loaded, chains: Sequence[Greedy], new: int) -> Check:
+def alone_against_together(loaded: Loaded, chains: Sequence[Greedy], new: int, noise: Noise) -> Check:
     """Sampled chains of requests that run one after the other against the same requests in one batch."""
     prompts = [chain.prompt for chain in chains]
     params = SamplingParams(n=2, temperature=TEMPERATURE, max_tokens=new, seed=7)
@@ -110,12 +110,12 @@ def alone_against_together(loaded: Loaded, chains: Sequence[Greedy], new: int) -
     llm = LLM(loaded, max_batch=2 * len(prompts), max_len=max(map(len, prompts)) + new)
     together = {(c.request, c.index): c.tokens for c in llm.stream(requests)}
     alone = [chain for request in requests for chain in llm.stream([request])]
-    differing, said = _differing(loaded, prompts, together, alone, params)
+    differing, said = _differing(noise, prompts, together, alone, params)
     detail = f"{len(together)} sampled chains of up to {new} tokens{said}"
     return Check("requests one by one", "the same in one batch", float(differing), 0.0, "chains", detail)
 
 
-def fork_against_independent(loaded: Loaded, chains: Sequence[Greedy], new: int) -> Check:
+def fork_against_independent(loaded: Loaded, chains: Sequence[Greedy], new: int, noise: Noise) -> Check:
     """Samples forked from one prefill against as many prefills of the same prompt, under the same seeds."""
     prompts = [chain.prompt for chain in chains]
     llm = LLM(loaded, max_batch=SAMPLES * len(prompts), max_len=max(map(len, prompts)) + new)
@@ -130,13 +130,13 @@ def fork_against_independent(loaded: Loaded, chains: Sequence[Greedy], new: int)
     single: list[Chain] = []
     for first in range(SAMPLES):
         single += llm.stream([request(i, 1, first) for i in numbers])
-    differing, said = _differing(loaded, prompts, forked, single, params)
+    differing, said = _differing(noise, prompts, forked, single, params)
     detail = f"{SAMPLES} samples of each of {len(prompts)} prompts, up to {new} tokens{said}"
     return Check("fork of one prefill", "independent prefills", float(differing), 0.0, "chains", detail)
 
 
 def _differing(
-    loaded: Loaded,
+    noise: Noise,
     prompts: Sequence[tuple[int, ...]],
     ours: Mapping[tuple[str, int], tuple[int, ...]],
     others: Sequence[Chain],
@@ -149,4 +149,4 @@ def _differing(
         )
         for c in others
     ]
-    return count_partings(loaded, pairs, params.temperature)
+    return count_partings(noise, pairs, params.temperature)

@@ -23,7 +23,7 @@ import torch
 
 from thinkfast.errors import InputError, ParityError
 from thinkfast.models.loading import Loaded
-from thinkfast.serve.parity.conditioning import Gap, count_divergences, settle
+from thinkfast.serve.parity.conditioning import Gap, Noise, count_divergences, settle
 from thinkfast.serve.parity.report import Check
 from thinkfast.serve.parity.sample import LOGPROBS, Greedy, divergence, our_logprobs
 
@@ -65,7 +65,13 @@ def absent(peer: Peer) -> ParityError:
 
 
 def against_peer(
-    peer: Peer, python: Path, model: Path, loaded: Loaded, chains: Sequence[Greedy], texts: Sequence[str]
+    peer: Peer,
+    python: Path,
+    model: Path,
+    loaded: Loaded,
+    chains: Sequence[Greedy],
+    texts: Sequence[str],
+    noise: Noise,
 ) -> list[Check]:
     """Log-probabilities, greedy tokens, and with ``texts`` the tokeniser, of ``peer`` running the file ``model``.
 
@@ -84,10 +90,10 @@ def against_peer(
         sequence = (*chain.prompt, *said["tokens"])
         difference = our_logprobs(loaded, sequence).double() - torch.tensor(said["logprobs"], dtype=torch.float64)
         gaps.append(Gap(sequence, 0, difference.abs()))
-    settled = settle(loaded, gaps, LOGPROBS)
+    settled = settle(noise, gaps, LOGPROBS)
     positions = sum(len(gap.sizes) for gap in gaps)
     found = [divergence(loaded, c, said["tokens"]) for c, said in zip(chains, answer["sequences"], strict=True)]
-    apart, ties = count_divergences(loaded, found, LOGPROBS)
+    apart, ties = count_divergences(noise, found, LOGPROBS)
     tokens = f"{len(chains)} prompts x {len(chains[0].tokens)} tokens{ties}"
     measured = f"{positions} tokens of {len(chains)} sequences{settled.said}"
     checks = [

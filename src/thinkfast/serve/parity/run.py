@@ -22,6 +22,7 @@ from thinkfast.models.loading import Loaded
 from thinkfast.provenance import provenance
 from thinkfast.serve.gguf_model import write_gguf
 from thinkfast.serve.parity import own, peers
+from thinkfast.serve.parity.conditioning import Noise
 from thinkfast.serve.parity.drift import STEPS, drift
 from thinkfast.serve.parity.hf import NAME, against_transformers
 from thinkfast.serve.parity.report import Check, Curve, ParityReport
@@ -94,6 +95,7 @@ def _groups(loaded: Loaded, folder: Path, plan: Plan, keep: Callable[[Curve], No
     problems = load_problems(plan.problems, limit=plan.prompts)
     prompts = [prompt_tokens(loaded.tokenizer, problem.question) for problem in problems]
     chains = draw_sample(loaded, prompts, plan.new)
+    noise = Noise(loaded)
     few, texts = chains[: plan.few], [problem.question for problem in problems]
 
     def drifted() -> list[Check]:
@@ -101,15 +103,17 @@ def _groups(loaded: Loaded, folder: Path, plan: Plan, keep: Callable[[Curve], No
         keep(curve)
         return [check]
 
-    yield lambda: [own.prefill_against_step(loaded, chains)]
+    yield lambda: [own.prefill_against_step(loaded, chains, noise)]
     yield lambda: [own.fine_prefill_against_step(loaded, few)]
-    yield lambda: [own.one_against_ragged(loaded, chains)]
-    yield lambda: [own.alone_against_together(loaded, few, plan.new)]
-    yield lambda: [own.fork_against_independent(loaded, few, plan.new)]
+    yield lambda: [own.one_against_ragged(loaded, chains, noise)]
+    yield lambda: [own.alone_against_together(loaded, few, plan.new, noise)]
+    yield lambda: [own.fork_against_independent(loaded, few, plan.new, noise)]
     yield drifted
-    yield lambda: _refusable("logits", NAME, lambda: against_transformers(loaded, folder, chains, len(few)))
-    yield lambda: _refusable("log-probabilities", "vLLM", lambda: _vllm(loaded, folder, plan, few))
-    yield lambda: _refusable("log-probabilities", "llama.cpp", lambda: _llama_cpp(loaded, folder, plan, few, texts))
+    yield lambda: _refusable("logits", NAME, lambda: against_transformers(loaded, folder, chains, len(few), noise))
+    yield lambda: _refusable("log-probabilities", "vLLM", lambda: _vllm(loaded, folder, plan, few, noise))
+    yield lambda: _refusable(
+        "log-probabilities", "llama.cpp", lambda: _llama_cpp(loaded, folder, plan, few, texts, noise)
+    )
 
 
 def _refusable(name: str, against: str, group: Group) -> list[Check]:
@@ -120,21 +124,23 @@ def _refusable(name: str, against: str, group: Group) -> list[Check]:
         return [Check(name, against, None, 0.0, "", f"{error.message}; {error.remedy}")]
 
 
-def _vllm(loaded: Loaded, folder: Path, plan: Plan, chains: Sequence[Greedy]) -> list[Check]:
+def _vllm(loaded: Loaded, folder: Path, plan: Plan, chains: Sequence[Greedy], noise: Noise) -> list[Check]:
     python = peers.find_python(peers.VLLM, plan.vllm_python)
     if python is None:
         raise peers.absent(peers.VLLM)
-    return peers.against_peer(peers.VLLM, python, folder, loaded, chains, ())
+    return peers.against_peer(peers.VLLM, python, folder, loaded, chains, (), noise)
 
 
-def _llama_cpp(loaded: Loaded, folder: Path, plan: Plan, chains: Sequence[Greedy], texts: Sequence[str]) -> list[Check]:
+def _llama_cpp(
+    loaded: Loaded, folder: Path, plan: Plan, chains: Sequence[Greedy], texts: Sequence[str], noise: Noise
+) -> list[Check]:
     python = peers.find_python(peers.LLAMA_CPP, plan.llama_python)
     if python is None:
         raise peers.absent(peers.LLAMA_CPP)
     with tempfile.TemporaryDirectory(prefix="thinkfast-parity-") as scratch:
         file = Path(scratch) / "model.gguf"
         write_gguf(loaded, file, torch.float32)
-        return peers.against_peer(peers.LLAMA_CPP, python, file, loaded, chains, texts)
+        return peers.against_peer(peers.LLAMA_CPP, python, file, loaded, chains, texts, noise)
 
 
 def missing(checks: Sequence[Check], wanted: Sequence[str]) -> list[str]:
