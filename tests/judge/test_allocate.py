@@ -4,8 +4,10 @@ import pytest
 
 from thinkfast.engine.request import Chain, SamplingParams
 from thinkfast.errors import InputError
-from thinkfast.judge.allocate import UNIFORM, Promising, find_allocator
+from thinkfast.judge.allocate import UNIFORM, Learned, Promising, find_allocator
+from thinkfast.judge.confidence import Calibration
 from thinkfast.judge.deciding import never
+from thinkfast.judge.gains import Gains
 from thinkfast.judge.poll import Poll
 from thinkfast.judge.tally import Ballot
 
@@ -52,9 +54,23 @@ def test_every_problem_is_opened_first() -> None:
     assert Promising().share([poll(0, "ab", n=2)], 5) == [0]
 
 
+def test_learned_gains_go_where_another_chain_helped() -> None:
+    learned = Learned(Gains({(2, 1, 1): 0.04, (2, 2, 0): 0.001, (3, 2, 1): 0.01}))
+    shares = learned.share([poll(0, "aa"), poll(1, "ab"), poll(2, "aab")], 12)
+    assert sum(shares) == 12
+    assert shares[1] > shares[2] > shares[0]
+    assert learned.share([poll(0, "ab"), poll(1, "a"), poll(2, "")], 3) == [0, 1, 2]  # every problem has two first
+    assert learned.share([poll(0, "ab", tokens=10), poll(1, "ab", tokens=1000)], 3) == [3, 0]
+
+
 def test_names() -> None:
     assert find_allocator("uniform") is UNIFORM
     assert isinstance(find_allocator("posterior"), Promising)
     assert find_allocator(UNIFORM) is UNIFORM
     with pytest.raises(InputError, match="no allocator 'x'"):
         find_allocator("x")
+    learned = Calibration({}, "tiny_val", 1, 1, Gains({(1, 1, 0): 0.1}))
+    assert find_allocator("learned", learned).name == "learned"
+    for nothing in (None, Calibration({}, "tiny_val", 1, 1)):
+        with pytest.raises(InputError, match="nothing to go by"):
+            find_allocator("learned", nothing)

@@ -7,6 +7,7 @@ import pytest
 
 from thinkfast.errors import InputError
 from thinkfast.judge.confidence import Calibration, Leading, calibration_error, fit_one, of_folder
+from thinkfast.judge.gains import Gains
 from thinkfast.judge.tally import Standing
 from thinkfast.models.loading import ASSETS
 
@@ -49,7 +50,8 @@ def test_nothing_is_claimed_without_a_fit() -> None:
 
 def test_it_travels_with_the_model(tmp_path: Path) -> None:
     assert of_folder(tmp_path) is None
-    calibration = Calibration({"majority": fit_one(votes(200, 0))}, "x", 200, 200)
+    gains = Gains({(2, 1, 1): 0.04, (3, 2, 1): 0.0})
+    calibration = Calibration({"majority": fit_one(votes(200, 0))}, "x", 200, 200, gains)
     calibration.save(tmp_path / "calibration.json")
     assert of_folder(tmp_path) == calibration
     (tmp_path / "calibration.json").write_text('{"voters": {"majority": [1, 2]}}')

@@ -5,6 +5,8 @@
   is P(its leader is overtaken within a few chains) times P(the leader of such a vote is right) over the mean tokens of
   its chains, shared among the chains it has in flight. A settled vote is worth nothing, for nothing will change; a
   hopeless one, with as many answers as chains, is worth little, for a new leader would be no better.
+* `Learned`: where another chain raised the share of right answers most, per token, on the log that the model's
+  calibration was fitted on (`gains`).
 
 Usage: ``counts = Promising().share(polls, 5)``; your own: a class with ``name`` and ``share``.
 """
@@ -12,12 +14,14 @@ Usage: ``counts = Promising().share(polls, 5)``; your own: a class with ``name``
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from thinkfast.errors import InputError
+from thinkfast.judge.confidence import Calibration
 from thinkfast.judge.deciding import stays
+from thinkfast.judge.gains import Gains
 
 if TYPE_CHECKING:
     from thinkfast.judge.poll import Poll
@@ -64,20 +68,7 @@ class Promising:
     name: str = "posterior"
 
     def share(self, polls: Sequence[Poll], count: int) -> list[int]:
-        first = [max(0, min(poll.left, self.opening - poll.begun)) for poll in polls]
-        if sum(first):
-            opened = _deal([float(poll.begun) for poll in polls], [1.0] * len(polls), polls, first, count)
-            count -= sum(opened)
-        else:
-            opened = [0] * len(polls)
-        if not count:
-            return opened
-        costs = [1 / max(self.worth(poll), 1e-12) for poll in polls]
-        flying = [poll.begun - poll.finished + more for poll, more in zip(polls, opened, strict=True)]
-        left = [poll.left - more for poll, more in zip(polls, opened, strict=True)]
-        at = [cost * (fly + 1) for cost, fly in zip(costs, flying, strict=True)]
-        rest = _deal(at, costs, polls, left, count)
-        return [a + b for a, b in zip(opened, rest, strict=True)]
+        return _by_worth(self.worth, self.opening, polls, count)
 
     def worth(self, poll: Poll) -> float:
         """Chance of a change for the better, per token."""
@@ -87,6 +78,36 @@ class Promising:
         right = poll.confidence if poll.confidence is not None else leader.share
         change = max(1 - stays(poll.tally, self.ahead), self.floor)
         return change * right / poll.mean_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """Deals to the problem whose vote gains most by one more chain per token; every problem first has ``opening``."""
+
+    gains: Gains
+    opening: int = 2
+    name: str = "learned"
+
+    def share(self, polls: Sequence[Poll], count: int) -> list[int]:
+        return _by_worth(lambda poll: self.gains.of(poll.tally) / poll.mean_tokens, self.opening, polls, count)
+
+
+def _by_worth(worth: Callable[[Poll], float], opening: int, polls: Sequence[Poll], count: int) -> list[int]:
+    """To every problem ``opening`` chains first, then to the greatest ``worth``, shared among its chains in flight."""
+    first = [max(0, min(poll.left, opening - poll.begun)) for poll in polls]
+    if sum(first):
+        opened = _deal([float(poll.begun) for poll in polls], [1.0] * len(polls), polls, first, count)
+        count -= sum(opened)
+    else:
+        opened = [0] * len(polls)
+    if not count:
+        return opened
+    costs = [1 / max(worth(poll), 1e-12) for poll in polls]
+    flying = [poll.begun - poll.finished + more for poll, more in zip(polls, opened, strict=True)]
+    left = [poll.left - more for poll, more in zip(polls, opened, strict=True)]
+    at = [cost * (fly + 1) for cost, fly in zip(costs, flying, strict=True)]
+    rest = _deal(at, costs, polls, left, count)
+    return [a + b for a, b in zip(opened, rest, strict=True)]
 
 
 def _deal(
@@ -112,11 +133,21 @@ def _deal(
     return shares
 
 
-def find_allocator(name: str | Allocator) -> Allocator:
-    """An allocator by name, "uniform" or "posterior", or the allocator itself. Errors: InputError."""
+def find_allocator(name: str | Allocator, calibration: Calibration | None = None) -> Allocator:
+    """An allocator by name, "uniform", "posterior" or "learned" from ``calibration``, or the allocator itself.
+
+    Errors: InputError for an unknown name, and for "learned" where nothing was learned.
+    """
     if not isinstance(name, str):
         return name
+    if name == "learned":
+        if calibration is None or not calibration.gains.table:
+            raise InputError(
+                "the allocator 'learned' has nothing to go by: the model's calibration lacks gains",
+                remedy="fit one with thinkfast calibrate, or use the allocator 'posterior'",
+            )
+        return Learned(calibration.gains)
     known = {each.name: each for each in (UNIFORM, Promising())}
     if name not in known:
-        raise InputError(f"there is no allocator {name!r}", remedy=f"use one of {', '.join(known)}")
+        raise InputError(f"there is no allocator {name!r}", remedy=f"use one of {', '.join(known)}, learned")
     return known[name]

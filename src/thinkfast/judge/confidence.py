@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from thinkfast.errors import InputError
 from thinkfast.files import atomic_write
+from thinkfast.judge.gains import Gains
 from thinkfast.judge.tally import Standing
 
 FILE = "calibration.json"
@@ -44,12 +46,16 @@ class Leading:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Coefficients by voter, and what they were fitted on: problem set, how many votes of how many problems."""
+    """Coefficients by voter, and what they were fitted on: problem set, how many votes of how many problems.
+
+    gains: what another chain was worth there, for `allocate.Learned`.
+    """
 
     voters: dict[str, tuple[float, ...]]
     fitted_on: str
     problems: int
     votes: int
+    gains: Gains = field(default_factory=lambda: Gains({}))
 
     def confidence(self, leader: Standing | None, total: int, voter: str = "majority") -> float | None:
         """Probability that ``leader``, of ``total`` votes, is right; None for a voter it was not fitted for."""
@@ -60,7 +66,10 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write as JSON. Errors: OutputError."""
-        atomic_write(path, json.dumps(asdict(self), indent=1) + "\n")
+        lists = [[*state, gain] for state, gain in sorted(self.gains.table.items())]
+        whole = {"voters": self.voters, "fitted_on": self.fitted_on, "problems": self.problems, "votes": self.votes}
+        text = json.dumps({**whole, "gains": lists}, indent=1)
+        atomic_write(path, re.sub(r"\[\s+(\d+),\s+(\d+),\s+(\d+),\s+(\S+)\s+\]", r"[\1, \2, \3, \4]", text) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -70,7 +79,8 @@ class Calibration:
             voters = {str(name): tuple(map(float, values)) for name, values in found["voters"].items()}
             if any(len(values) != FEATURES for values in voters.values()):
                 raise ValueError(f"there should be {FEATURES} coefficients a voter")
-            return cls(voters, str(found["fitted_on"]), int(found["problems"]), int(found["votes"]))
+            gains = Gains({(int(n), int(a), int(b)): float(gain) for n, a, b, gain in found.get("gains", [])})
+            return cls(voters, str(found["fitted_on"]), int(found["problems"]), int(found["votes"]), gains)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"cannot read the calibration {path}: {error}", remedy="fit it again with thinkfast calibrate"

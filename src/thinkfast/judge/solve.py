@@ -135,6 +135,7 @@ def stream(
     if not problems:
         return iter(())
     llm, prompts = _open(model, problems, params, isinstance(scorer, Verifier))
+    calibration = options.get("calibration") or of_folder(llm.loaded.path)
     grader = None if scorer is None else Grader(scorer)
     if grader is not None:
         grader.warm(problems[0], prompts[0])
@@ -145,10 +146,10 @@ def stream(
         params,
         voter=voter,
         stop_rule=options.get("stop_rule", unbeatable),
-        allocator=UNIFORM if allocator is None else find_allocator(allocator),
+        allocator=UNIFORM if allocator is None else find_allocator(allocator, calibration),
         grader=grader,
         checker=options.get("checker"),
-        calibration=options.get("calibration") or of_folder(llm.loaded.path),
+        calibration=calibration,
     )
     return play.events(started, seconds, not isinstance(model, LLM))
 

@@ -1,4 +1,4 @@
-"""Fit the confidence of votes to a sample log of problems for development.
+"""Fit the confidence of votes, and what another chain is worth, to a sample log of problems for development.
 
 Usage: ``calibration = calibrate(rows, "tiny_val"); calibration.save(model_folder / "calibration.json")``.
 """
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from thinkfast.errors import InputError
 from thinkfast.judge.confidence import Calibration, Leading, fit_one
+from thinkfast.judge.gains import fit_gains
 from thinkfast.judge.vote import cast_votes
 from thinkfast.judge.voters import VOTERS, Voter
 from thinkfast.report.samples import Row
@@ -36,7 +37,8 @@ def calibrate(rows: Iterable[Row], fitted_on: str, seed: int = 0) -> Calibration
             votes = leaders(list(problems.values()), voter, seed)
             voters[name] = fit_one(votes)
             count = len(votes)
-    return Calibration(voters, fitted_on, len(problems), count)
+    gains = fit_gains([[(row.key, bool(row.correct)) for row in mine] for mine in problems.values()], seed)
+    return Calibration(voters, fitted_on, len(problems), count, gains)
 
 
 def leaders(problems: Sequence[Sequence[Row]], voter: Voter, seed: int = 0) -> list[Leading]:
