@@ -48,12 +48,13 @@ def test_all_forms_agree(case: tuple[Loaded, list[Greedy]]) -> None:
         own.prefill_against_step(loaded, chains, noise),
         own.fine_prefill_against_step(loaded, chains),
         own.one_against_ragged(loaded, chains, noise),
+        own.fine_one_against_ragged(loaded, chains),
         own.alone_against_together(loaded, chains[:3], NEW, noise),
         own.fork_against_independent(loaded, chains[:2], NEW, noise),
     ]
-    assert [check.status for check in checks] == ["passed"] * 5, checks
+    assert [check.status for check in checks] == ["passed"] * 6, checks
     assert "prefilled 1 to 30 tokens" in checks[0].detail
-    assert "6 sampled chains" in checks[3].detail
+    assert "6 sampled chains" in checks[4].detail
 
 
 def test_a_wrong_step_breaks_prefill_against_step(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:

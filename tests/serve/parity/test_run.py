@@ -20,6 +20,7 @@ ROWS = [
     "prefill, then step",
     "prefill, then step, fp64",
     "batch of one",
+    "batch of one, fp64",
     "requests one by one",
     "fork of one prefill",
     "bf16 drift",

@@ -85,21 +85,32 @@ def step_logits(
         yield at_least_fp32(step(tokens[:, i].contiguous(), positions + i)).clone()
 
 
-@torch.inference_mode()
 def one_against_ragged(loaded: Loaded, chains: Sequence[Greedy], noise: Noise) -> Check:
     """Every prompt alone against all of them packed into one pass, on every position."""
+    gaps, detail = _packed(loaded, chains)
+    settled = settle(noise, gaps, LOGITS)
+    return Check("batch of one", "ragged batch", settled.worst, LOGITS, "", detail + settled.said)
+
+
+def fine_one_against_ragged(loaded: Loaded, chains: Sequence[Greedy]) -> Check:
+    """The same in fp64."""
+    gaps, detail = _packed(replace(loaded, model=copy.deepcopy(loaded.model).double()), chains)
+    worst = max(float(gap.sizes.max()) for gap in gaps)
+    return Check("batch of one, fp64", "ragged batch", worst, FINE, "", detail)
+
+
+@torch.inference_mode()
+def _packed(loaded: Loaded, chains: Sequence[Greedy]) -> tuple[list[Gap], str]:
     device = loaded.model.head_weight.device
     prompts = [chain.prompt for chain in chains]
-    ragged = Ragged(torch.tensor([len(p) for p in prompts], device=device))
+    lens = [len(prompt) for prompt in prompts]
+    ragged = Ragged(torch.tensor(lens, device=device))
     packed = loaded.model(torch.tensor([t for p in prompts for t in p], device=device), ragged)
     gaps = []
-    for prompt, hidden in zip(prompts, packed.split([len(p) for p in prompts]), strict=True):
-        difference = loaded.model.logits(hidden).float() - our_logits(loaded, prompt)
+    for prompt, hidden in zip(prompts, packed.split(lens), strict=True):
+        difference = at_least_fp32(loaded.model.logits(hidden)) - our_logits(loaded, prompt)
         gaps.append(Gap(prompt, 0, difference.abs().amax(-1)))
-    settled = settle(noise, gaps, LOGITS)
-    lens = [len(p) for p in prompts]
-    detail = f"{len(prompts)} prompts of {min(lens)} to {max(lens)} tokens{settled.said}"
-    return Check("batch of one", "ragged batch", settled.worst, LOGITS, "", detail)
+    return gaps, f"{len(prompts)} prompts of {min(lens)} to {max(lens)} tokens"
 
 
 def alone_against_together(loaded: Loaded, chains: Sequence[Greedy], new: int, noise: Noise) -> Check:

@@ -106,6 +106,7 @@ def _groups(loaded: Loaded, folder: Path, plan: Plan, keep: Callable[[Curve], No
     yield lambda: [own.prefill_against_step(loaded, chains, noise)]
     yield lambda: [own.fine_prefill_against_step(loaded, few)]
     yield lambda: [own.one_against_ragged(loaded, chains, noise)]
+    yield lambda: [own.fine_one_against_ragged(loaded, few)]
     yield lambda: [own.alone_against_together(loaded, few, plan.new, noise)]
     yield lambda: [own.fork_against_independent(loaded, few, plan.new, noise)]
     yield drifted
