@@ -2,10 +2,11 @@
 
 1. Early stopping: the chains of each problem are read one by one until the rule stops; accuracy and samples against
    the vote of all of them.
-2. Equal seconds: all problems by one deadline; uniform allocation to the end, with early stopping, and the
-   posterior-driven allocator, paired over problems. The mean of several random orders of every problem's samples.
+2. Equal seconds: all problems by one deadline; uniform allocation to the end, with early stopping, and the allocators
+   by posterior and by learned gains, paired over problems. The mean of several random orders of every problem's
+   samples.
 
-Thresholds and confidence come from the log of tiny_val, the figures from that of tiny_test.
+Thresholds, confidence and gains come from the log of tiny_val, the figures from that of tiny_test.
 
     thinkfast eval -m tiny --problems tiny_val  --limit 400 unit=16 -n 32 --out runs/val-tiny
     thinkfast eval -m tiny --problems tiny_test --limit 500 unit=16 -n 48 --out runs/test-tiny
@@ -27,7 +28,7 @@ from publish import publish
 
 from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import Chain
-from thinkfast.judge.allocate import Promising
+from thinkfast.judge.allocate import Learned, Promising
 from thinkfast.judge.confidence import calibration_error
 from thinkfast.judge.deciding import Posterior, Window, find_rule, never
 from thinkfast.judge.tally import Ballot, Standing, StopRule, Tally, unbeatable
@@ -151,6 +152,7 @@ def main() -> None:
         "uniform": Setting(stop_rule=never),
         "early stop": Setting(stop_rule=rules[chosen]),
         "posterior": Setting(stop_rule=rules[chosen], allocator=Promising(), calibration=calibration),
+        "learned": Setting(stop_rule=rules[chosen], allocator=Learned(calibration.gains), calibration=calibration),
     }
     log = logs["test"]
     each = times.step(ROWS) / ROWS * float(np.mean([row.tokens for mine in log.rows for row in mine]))
