@@ -145,8 +145,8 @@ def main() -> None:
         for part, log in logs.items()
         if not options.rule
     }
-    # On val: the rule that saves most of those that lose at most half a point there.
-    safe = {n: f for n, f in stopping.get("val", {}).items() if round(f["lost_points"], 6) <= 0.5}  # type: ignore[operator]
+    # On val: the rule that saves most of those whose interval there holds no loss above half a point.
+    safe = {n: f for n, f in stopping.get("val", {}).items() if round(f["lost_points_interval"][1], 6) <= 0.5}  # type: ignore[index]
     chosen = options.rule or max(safe, key=lambda name: safe[name]["fewer_samples"])  # type: ignore[arg-type,return-value]
     settings = {
         "uniform": Setting(stop_rule=never),
