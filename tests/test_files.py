@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from thinkfast.errors import OutputError
-from thinkfast.files import TEMP_PREFIX, atomic_dir, atomic_path, atomic_write, require_output_dir
+from thinkfast.files import TEMP_PREFIX, atomic_dir, atomic_path, atomic_write, require_file_place, require_output_dir
 
 needs_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 
@@ -123,3 +123,24 @@ def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
             require_output_dir(tmp_path / "new", "run.json")
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OutputError, match="is no file"):
+        atomic_write(pipe, "x")
+    assert pipe.is_fifo()
+
+
+def test_a_place_is_tried_before_the_work(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("old")
+    require_file_place(kept)
+    require_file_place(tmp_path / "new.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert kept.read_text() == "old"
+    with pytest.raises(OutputError, match="is a folder"):
+        require_file_place(tmp_path)
+    with pytest.raises(OutputError, match="nowhere"):
+        require_file_place(tmp_path / "nowhere" / "x.json")

@@ -8,6 +8,7 @@ nothing heavy is imported before a verb runs. Exit codes: 0 done, 2 a mistake th
 
 from __future__ import annotations
 
+import errno
 import importlib
 import pkgutil
 import sys
@@ -36,8 +37,14 @@ class _Group(TyperGroup):
         except ThinkfastError as error:
             _report(error)
             raise typer.Exit(EXIT_USER_ERROR) from error
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            where = error.filename or "what this prints"
+            _say(f"error: there is no space left for {where}\nremedy: free some space, or write elsewhere")
+            raise typer.Exit(EXIT_USER_ERROR) from error
         except KeyboardInterrupt as stop:
-            _say("\ninterrupted. Run the same command again: demo, distill, eval and train-teacher go on from there.")
+            _say("\ninterrupted. Run the same command again: demo, distill and eval go on from there.")
             raise typer.Exit(EXIT_INTERRUPTED) from stop
 
 

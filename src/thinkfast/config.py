@@ -83,7 +83,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(f"override {override!r} is not key=value", remedy="write for example align.tokens=2e6")
+        raise ConfigError(f"override {override!r} is not key=value", remedy="write for example seed=1")
     node: Any = tree
     for part in parts[:-1]:
         if isinstance(node, dict) and node.get(part) is None:

@@ -61,6 +61,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     For writers that want a file name, such as safetensors. Keeps the suffix, which some writers look at.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is no file, and is not replaced", remedy="name a file, new or old")
     temp = path.with_name(f"{TEMP_PREFIX}{secrets.token_hex(6)}{path.suffix}")
     with output_errors(path):
         try:
@@ -83,6 +85,23 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     with atomic_path(path) as temp:
         temp.write_bytes(data)
+
+
+def require_file_place(path: Path) -> None:
+    """Refuse a place where `path` could not be written, before the minutes of work and not after.
+
+    Raises:
+        OutputError: saying why.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", remedy=f"name a file, for example {path / 'out.json'}")
+    with output_errors(path), suppress(_Probed), atomic_path(path) as temp:
+        temp.touch()
+        raise _Probed
+
+
+class _Probed(Exception):
+    """Ends a probe without replacing anything."""
 
 
 @contextmanager

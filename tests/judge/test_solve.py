@@ -466,3 +466,8 @@ def test_all_answers_unknown_is_said_and_not_guessed(llm: LLM) -> None:
     found = solve(CARDS, seconds=math.inf, model=llm, n=5, max_tokens=4, stop_rule=Posterior())
     assert (found.answer, found.share, found.confidence, found.votes) == (None, 0.0, None, ())
     assert "no answer was found" in found.note
+
+
+def test_an_option_that_is_none_is_refused(llm: LLM) -> None:
+    with pytest.raises(InputError, match="no option 'temprature'"):
+        solve(CARDS, seconds=1, model=llm, temprature=0.5)  # type: ignore[call-arg]

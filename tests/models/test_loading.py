@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from thinkfast.errors import ModelError
+from thinkfast.errors import InputError, ModelError
 from thinkfast.models.loading import load_model
 
 Save = Callable[..., Path]
@@ -227,3 +229,18 @@ def test_a_failed_load_leaves_the_files_as_they_were(saved: Save) -> None:
     with pytest.raises(ModelError):
         load_model(folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="'tpu' is no device"):
+        load_model("tiny", device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no cuda device here"):
+            load_model("tiny", device="cuda")
+
+
+def test_a_student_loads_without_torchs_compiler() -> None:
+    """Importing it takes a second or two, which would come out of a budget of seconds."""
+    script = "import sys; from thinkfast.models.loading import load_model; load_model('tiny-pure')"
+    script += "; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

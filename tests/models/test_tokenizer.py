@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from thinkfast.errors import ModelError
+from thinkfast.errors import InputError, ModelError
 from thinkfast.models.loading import ASSETS
 from thinkfast.models.tokenizer import Tokenizer
 
@@ -70,3 +70,8 @@ def test_special_tokens_may_be_objects(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     assert Tokenizer.from_dir(folder).eos_ids == Tokenizer.from_dir(ASSETS / "tiny").eos_ids
     assert Tokenizer.from_dir(folder).chat(QUESTION) == Tokenizer.from_dir(ASSETS / "tiny").chat(QUESTION)
+
+
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(InputError, match="no Unicode at character 4"):
+        Tokenizer.from_dir(ASSETS / "tiny").encode("2 + \udcff 2")

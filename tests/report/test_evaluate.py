@@ -301,3 +301,17 @@ def test_changed_weights_are_noticed_on_resume(config: EvalConfig, models: dict[
 def test_system_names() -> None:
     names = [(s.name, s.model) for s in system_list(("tiny", "a b=x/y", "runs/pure/model", "runs/other/"))]
     assert names == [("tiny", "tiny"), ("a b", "x/y"), ("pure", "runs/pure/model"), ("other", "runs/other/")]
+
+
+def test_a_claim_that_nothing_stands_behind_is_given_up(config: EvalConfig, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for out in (tmp_path / "new", tmp_path / "there"):
+        with pytest.raises(InputError, match="no device"):
+            evaluate(replace(config, device="tpu"), out)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert not list((tmp_path / "there").iterdir())
+    evaluate(replace(config, models=config.models[:1], max_tokens=4), tmp_path / "there")
+    for damaged in ("{", "[]", '{"systems": 3}', '{"config": {}, "systems": [{"x": 1}], "problems": []}'):
+        (tmp_path / "there" / EVAL).write_text(damaged)
+        with pytest.raises(InputError, match="eval.json"):
+            evaluate(replace(config, models=config.models[:1], max_tokens=4), tmp_path / "there")

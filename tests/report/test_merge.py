@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from thinkfast.errors import InputError
+from thinkfast.errors import InputError, OutputError
 from thinkfast.report.merge import merge_runs
 from thinkfast.report.render import render_report
 from thinkfast.report.results import load_results
@@ -80,3 +80,12 @@ def test_what_does_not_belong_together_is_not_merged(
     assert not (tmp_path / "all").exists()
     with pytest.raises(InputError, match="1 run to merge"):
         merge_runs(folders[:1], tmp_path / "all")
+
+
+def test_an_evaluation_is_not_overwritten(tmp_path: Path, made: Make) -> None:
+    a, b = run(tmp_path / "a", made, 0), run(tmp_path / "b", made, 1)
+    merge_runs([a, b], tmp_path / "all")
+    before = (tmp_path / "all" / SAMPLES).read_text()
+    with pytest.raises(OutputError, match="holds an evaluation already"):
+        merge_runs([a, b], tmp_path / "all")
+    assert (tmp_path / "all" / SAMPLES).read_text() == before

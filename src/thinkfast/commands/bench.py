@@ -52,7 +52,7 @@ def run(
 
     from thinkfast.commands._benchview import print_bench
     from thinkfast.errors import InputError
-    from thinkfast.files import atomic_write
+    from thinkfast.files import atomic_write, require_file_place
     from thinkfast.report.bench import bench, present
     from thinkfast.report.benchconfig import DEFAULT_MODELS, QUICK, BenchConfig
     from thinkfast.report.evalconfig import DTYPES
@@ -81,7 +81,7 @@ def run(
     )
     config.validate()
     if out is not None:
-        _require_place(out)
+        require_file_place(out)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -94,16 +94,3 @@ def run(
         atomic_write(out, line + "\n")
     print_bench(found, Console(highlight=False, soft_wrap=True))
     print(line)
-
-
-def _require_place(out: Path) -> None:
-    """Refuse an unwritable place before the minutes of work, not after. Errors: OutputError."""
-    from thinkfast.errors import OutputError
-    from thinkfast.files import atomic_path
-
-    if out.is_dir():
-        raise OutputError(f"{out} is a folder", remedy="name a file, for example --out bench.json")
-    probe = out.with_name(f"{out.name}.probe")
-    with atomic_path(probe) as temp:
-        temp.touch()
-    probe.unlink()

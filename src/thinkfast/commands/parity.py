@@ -52,7 +52,7 @@ def run(
     from rich.text import Text
 
     from thinkfast.commands._parityview import ParityView
-    from thinkfast.files import atomic_write, output_errors
+    from thinkfast.files import atomic_write, output_errors, require_file_place
     from thinkfast.models.loading import load_model
     from thinkfast.serve.parity.run import Plan, missing, run_parity
 
@@ -61,14 +61,16 @@ def run(
     plan = replace(plan, prompts=prompts or plan.prompts, steps=steps or plan.steps)
     wanted = tuple(require or ())
     missing((), wanted)  # refuses an unknown name before the work
-    loaded = load_model(model)
-    with ParityView(console) as view:
-        report = run_parity(loaded, plan, view.check)
     paths = [json_file] if json_file is not None else []
     if out is not None:
         with output_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         paths.append(out / f"parity-{Path(model).name}.json")
+    for path in paths:
+        require_file_place(path)
+    loaded = load_model(model)
+    with ParityView(console) as view:
+        report = run_parity(loaded, plan, view.check)
     for path in paths:
         atomic_write(path, json.dumps(report.as_json(), indent=1) + "\n")
         console.print(Text(f"wrote {path}"))

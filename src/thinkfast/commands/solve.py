@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from thinkfast.errors import InputError
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -63,18 +61,16 @@ def run(
     where no chain got to one in time.
     """
     if problem == "-":
-        try:
-            problem = sys.stdin.read()
-        except UnicodeDecodeError as error:
-            raise InputError(f"standard input is no text: {error}", remedy="give it as UTF-8") from error
+        problem = sys.stdin.read()
 
     from rich.console import Console
 
     from thinkfast.commands._scorers import with_scorer
     from thinkfast.commands._solveview import solve_view
     from thinkfast.judge.deciding import find_rule
-    from thinkfast.judge.solve import Options, solve
+    from thinkfast.judge.solve import Options, require_seconds, solve
 
+    require_seconds(seconds)
     rule = find_rule(stop)
     options: Options = {"n": n, "temperature": temperature, "seed": seed, "max_tokens": max_tokens, "stop_rule": rule}
     options["voter"] = voter or ("weighted" if verifier is not None else "majority")

@@ -109,8 +109,8 @@ class Corpus:
         longest = int(self._lens.max())
         if tokens_per_batch < 1 or (longest > self._width and self.batches_per_epoch > 1):
             raise InputError(
-                f"tokens_per_batch is {tokens_per_batch}, but the longest example has {longest} tokens",
-                remedy=f"raise tokens_per_batch well above {longest}, or leave long examples out",
+                f"a batch has {tokens_per_batch} tokens (batch_tokens), but the longest example has {longest}",
+                remedy=f"raise batch_tokens well above {longest}, or leave long examples out",
             )
         self._cached: tuple[int, list[NDArray[np.int64]]] | None = None
 

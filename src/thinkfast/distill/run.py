@@ -31,7 +31,7 @@ from thinkfast.errors import ConfigError, OutputError
 from thinkfast.files import TEMP_PREFIX, atomic_dir, atomic_path, atomic_write, require_output_dir
 from thinkfast.models.checkpoint import save_checkpoint
 from thinkfast.models.decoder import Decoder, init_weights
-from thinkfast.models.loading import ASSETS, Loaded, load_model
+from thinkfast.models.loading import ASSETS, Loaded, load_model, require_device
 from thinkfast.models.ragged import Ragged
 from thinkfast.models.spec import ModelSpec
 from thinkfast.models.transfer import TransferPlan, input_moments, plan_transfer, transfer
@@ -79,6 +79,7 @@ def run_recipe(
     except ValueError as error:
         raise ConfigError(str(error), remedy="change the value named above") from error
     text = to_yaml(recipe)
+    require_device(device)
     if (done := _finished(recipe, text, out)) is not None:
         return done
     # The teacher and the plan before the claim: a recipe that cannot run leaves no folder behind.
@@ -110,9 +111,14 @@ def _finished(recipe: Recipe, text: str, out: Path) -> RunResult | None:
     path, marker = out / "results.json", out / MARKER
     if not (path.is_file() and marker.is_file() and marker.read_text() == text and (out / "model").is_dir()):
         return None
-    results = json.loads(path.read_text())
-    gates = tuple(GateResult(**row) for row in results["gates"])
-    return RunResult(recipe.name, out / "model", gates, float(results["seconds"]))
+    try:
+        results = json.loads(path.read_text())
+        gates = tuple(GateResult(**row) for row in results["gates"])
+        return RunResult(recipe.name, out / "model", gates, float(results["seconds"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(
+            f"{path} is damaged: {error}", remedy="remove it and run the same command: the stages are kept"
+        ) from error
 
 
 class _Run:

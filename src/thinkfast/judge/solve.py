@@ -119,8 +119,11 @@ def stream(
     started = time.monotonic()
     if isinstance(problems, str):
         raise InputError("solve_many was given one string", remedy="pass a list of problems, or call solve")
-    if not seconds > 0:
-        raise InputError(f"seconds is {seconds}, a budget must be a positive number", remedy="pass seconds=5")
+    require_seconds(seconds)
+    if unknown := sorted(set(options) - set(Options.__annotations__)):
+        raise InputError(
+            f"there is no option {unknown[0]!r}", remedy=f"the options are {', '.join(Options.__annotations__)}"
+        )
     for number, problem in enumerate(problems):
         if not problem.strip():
             which = "the problem" if len(problems) == 1 else f"problem {number}"
@@ -152,6 +155,12 @@ def stream(
         calibration=calibration,
     )
     return play.events(started, seconds, not isinstance(model, LLM))
+
+
+def require_seconds(seconds: float) -> None:
+    """Refuse a budget that is none. Errors: InputError."""
+    if not seconds > 0:
+        raise InputError(f"seconds is {seconds}, a budget must be a positive number", remedy="give 5, for example")
 
 
 def _params(options: Options) -> SamplingParams:

@@ -57,6 +57,9 @@ def _mamba_to_stock(t: dict[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
     h, k, g, p, n = spec.n_heads, spec.ssm_kv_heads, spec.ssm_group, spec.head_dim, spec.d_state
 
     def unfold(rows: Tensor, lead: tuple[int, ...]) -> Tensor:
+        if rows.is_meta:  # for its shape; torch.cat of meta tensors imports torch's compiler, which takes a second
+            more = (g - 1) * (k * p + k * n)
+            return rows.new_empty((len(rows) + more, *rows.shape[1:]))
         parts = rows.split_with_sizes((*lead, k * p, k * n, h * n, *((h,) if lead else ())))
         at = len(lead)
         return torch.cat((*parts[:at], _expand(parts[at], k, g), _expand(parts[at + 1], k, g), *parts[at + 2 :]))
@@ -81,6 +84,9 @@ def _mamba_from_stock(t: dict[str, Tensor], spec: ModelSpec) -> dict[str, Tensor
     h, k, g, p, n = spec.n_heads, spec.ssm_kv_heads, spec.ssm_group, spec.head_dim, spec.d_state
 
     def fold(rows: Tensor, lead: tuple[int, ...]) -> Tensor:
+        if rows.is_meta:  # for its shape; torch.cat of meta tensors imports torch's compiler, which takes a second
+            more = (g - 1) * (k * p + k * n)
+            return rows.new_empty((len(rows) + more, *rows.shape[1:]))
         parts = rows.split_with_sizes((*lead, h * p, h * n, h * n, *((h,) if lead else ())))
         at = len(lead)
         x, b = _fold(parts[at], k, g), _fold(parts[at + 1], k, g)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from thinkfast.errors import ModelError
+from thinkfast.errors import InputError, ModelError
 from thinkfast.models.checkpoint import HEAD, UnfoldableError, check_stock, convert_stock
 from thinkfast.models.decoder import Decoder
 from thinkfast.models.shapes import PREFIX, random_decoder, random_spec
@@ -58,9 +58,19 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32, device: str
     Memory: the weights in ``dtype`` and one tensor more. Errors: ModelError where the model is unknown, its files are
     damaged, or weights and config disagree.
     """
+    require_device(device)
     if str(name).startswith(PREFIX):
         return _random(str(name), dtype, device)
     path = find_model(name)
+    try:
+        return _load(name, path, dtype, device)
+    except ModelError as error:
+        if str(path) in error.message:
+            raise
+        raise ModelError(f"{path}: {error.message}", remedy=error.remedy) from error
+
+
+def _load(name: str | Path, path: Path, dtype: torch.dtype, device: str | torch.device) -> Loaded:
     spec = read_spec(path)
     files = StockFiles.open(path)
     check_stock(files.shapes, spec)
@@ -80,6 +90,17 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32, device: str
     model.reset_frequencies(device)
     model.requires_grad_(False).eval()
     return Loaded(str(name), path, spec, model, tokenizer, sha)
+
+
+def require_device(name: str | torch.device) -> torch.device:
+    """The device of that name. Errors: InputError where there is none here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"{name!r} is no device", remedy="use cpu, or cuda where there is a GPU") from error
+    if device.type not in ("cpu", "cuda", "meta") or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"there is no {device.type} device here that torch can use", remedy="use cpu")
+    return device
 
 
 def _random(name: str, dtype: torch.dtype, device: str | torch.device) -> Loaded:

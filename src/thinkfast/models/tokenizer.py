@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from thinkfast.errors import ModelError
+from thinkfast.errors import InputError, ModelError
 from thinkfast.models.chat import ChatTemplate, template_source
 
 _MARKER = re.compile(r"<\|[^|<>\s]+\|>")  # how most models write a marker; others (<s>, [INST]) may be plain text
@@ -107,7 +107,17 @@ class Tokenizer:
         return {f"{kind}_token_id": int(token_id) for kind, token_id in ids if token_id is not None}
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``; special tokens written in it are recognised, none are added."""
+        """Token ids of ``text``; special tokens written in it are recognised, none are added.
+
+        Errors: InputError where it holds half a character, as bytes that are no UTF-8 become.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the text is no Unicode at character {error.start}: {text[max(0, error.start - 20) : error.end]!a}",
+                remedy="give it as UTF-8",
+            ) from error
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:

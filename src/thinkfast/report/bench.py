@@ -19,7 +19,7 @@ import torch
 
 from thinkfast.config import to_dict
 from thinkfast.engine.plan import available_memory
-from thinkfast.models.loading import ASSETS, EMBEDDED, Loaded, load_model
+from thinkfast.models.loading import ASSETS, EMBEDDED, Loaded, load_model, require_device
 from thinkfast.provenance import provenance
 from thinkfast.report.benchconfig import BenchConfig, Case, RatioKind
 from thinkfast.report.breakeven import Curve, Measured, break_even
@@ -60,7 +60,7 @@ def bench(config: BenchConfig, say: Say | None = None, notes: Sequence[str] = ()
     Errors: InputError, ModelError or CapacityError before anything is timed; ModelError for weights that give NaN.
     """
     config.validate()
-    dtype, device = DTYPES[config.dtype], torch.device(config.device)
+    dtype, device = DTYPES[config.dtype], require_device(config.device)
     loaded = {s.name: load_model(s.model, dtype, device) for s in system_list(config.models)}
     available = available_memory(device)
     for one in loaded.values():

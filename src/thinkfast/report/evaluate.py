@@ -14,25 +14,29 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from thinkfast.config import to_dict
 from thinkfast.data.problems import Problem, load_problems
-from thinkfast.errors import ProblemError
+from thinkfast.errors import InputError, ProblemError, ThinkfastError
 from thinkfast.files import atomic_write
 from thinkfast.judge.answer import Equivalence, canonical_key
 from thinkfast.judge.checker import Checker
 from thinkfast.models.loading import find_model, read_spec
-from thinkfast.report.evalconfig import EvalConfig, claim, system_list
-from thinkfast.report.samples import Row, SampleLog
+from thinkfast.models.spec import ModelSpec
+from thinkfast.report.evalconfig import EvalConfig, System, claim, system_list
+from thinkfast.report.samples import SAMPLES, Row, SampleLog
 from thinkfast.report.systemrun import Start, SystemRecord, SystemRun
 
 __all__ = ["EVAL", "EvalConfig", "Evaluation", "Start", "SystemRecord", "evaluate"]
 
 EVAL = "eval.json"
+DAMAGED = "remove the file and run thinkfast eval again: finished units are kept in the sample log"
 
 _PLAIN = re.compile(r"-?\d+(/\d+)?")
 
@@ -73,7 +77,33 @@ def evaluate(
     systems = system_list(config.models)
     specs = [read_spec(find_model(system.model)) for system in systems]
     problems = gradable(load_problems(config.problems, config.limit, config.problem_seed))
+    before = set(out.iterdir()) if out.is_dir() else None
     claim(config, out)
+    try:
+        return _evaluate(config, systems, specs, problems, out, on_load, on_start, on_chain, checker)
+    except ThinkfastError:
+        if not before and not (out / EVAL).exists() and not _has_rows(out):  # a claim that nothing stands behind
+            shutil.rmtree(out)
+            if before is not None:
+                out.mkdir()
+        raise
+
+
+def _has_rows(out: Path) -> bool:
+    return (out / SAMPLES).is_file() and (out / SAMPLES).stat().st_size > 0
+
+
+def _evaluate(
+    config: EvalConfig,
+    systems: list[System],
+    specs: list[ModelSpec],
+    problems: list[Problem],
+    out: Path,
+    on_load: Callable[[str], None] | None,
+    on_start: Callable[[Start], None] | None,
+    on_chain: Callable[[Row], None] | None,
+    checker: Equivalence | None,
+) -> Evaluation:
     records = {record.name: record for record in _records(out)}
     with ExitStack() as stack:
         log = stack.enter_context(SampleLog(out))
@@ -114,7 +144,23 @@ def _records(out: Path) -> list[SystemRecord]:
     path = out / EVAL
     if not path.is_file():
         return []
-    return [SystemRecord(**record) for record in json.loads(path.read_text())["systems"]]
+    try:
+        return [SystemRecord(**record) for record in read_eval(path)["systems"]]
+    except TypeError as error:
+        raise InputError(f"{path} is damaged: {error}", remedy=DAMAGED) from error
+
+
+def read_eval(path: Path) -> dict[str, Any]:
+    """What an evaluation's file holds. Errors: InputError where it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}", remedy=DAMAGED) from error
+    kinds = {"config": dict, "systems": list, "problems": list}
+    lost = [key for key, kind in kinds.items() if not isinstance(found, dict) or not isinstance(found.get(key), kind)]
+    if lost:
+        raise InputError(f"{path} is damaged: it has no {lost[0]}", remedy=DAMAGED)
+    return cast(dict[str, Any], found)
 
 
 def _write(

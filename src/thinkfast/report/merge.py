@@ -15,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from thinkfast.errors import InputError
+from thinkfast.errors import InputError, OutputError
 from thinkfast.files import atomic_write, require_output_dir
 from thinkfast.report.evalconfig import MARKER
 from thinkfast.report.evaluate import EVAL
 from thinkfast.report.results import load_results
 from thinkfast.report.samples import SAMPLES, Row, read_rows, row_dict
 
+CLAIM = "# merged; not to be resumed\n"
 FREE = ("models", "n", "seed", "seconds", "budgets", "voters", "max_batch", "unit", "device", "dtype")
 """Settings in which runs of other systems may differ; runs of the same system only in the first four and budgets."""
 SAME_SYSTEM = ("models", "n", "seed", "seconds", "budgets", "voters")
@@ -61,7 +62,8 @@ def merge_runs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
         "systems": list(systems.values()),
         "config": dict(runs[0]["config"]) | {"models": list(systems), "merged": [str(folder) for folder in folders]},
     }
-    require_output_dir(out, MARKER, "# merged; not to be resumed\n")
+    if require_output_dir(out, MARKER, CLAIM) and ((out / EVAL).exists() or (out / MARKER).read_text() != CLAIM):
+        raise OutputError(f"{out} holds an evaluation already", remedy="name a new folder with --out")
     atomic_write(out / SAMPLES, "".join(json.dumps(row_dict(row)) + "\n" for row in rows))
     atomic_write(out / EVAL, json.dumps(whole, indent=1) + "\n")
     read_rows(out / SAMPLES)  # no sample is there twice

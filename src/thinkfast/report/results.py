@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkfast.errors import InputError
-from thinkfast.report.evaluate import EVAL
+from thinkfast.report.evaluate import EVAL, read_eval
 
 RESULTS_NAME = "results.json"
 
@@ -22,8 +22,7 @@ def load_results(folder: Path) -> dict[str, Any]:
     for name in (RESULTS_NAME, EVAL):
         path = folder / name
         if path.is_file():
-            found = _read(path)
-            return found if name == RESULTS_NAME else {"version": 1, "eval": found}
+            return _read(path) if name == RESULTS_NAME else {"version": 1, "eval": read_eval(path)}
     what = "holds no finished run" if folder.is_dir() else "does not exist"
     raise InputError(
         f"{folder} {what}: neither {RESULTS_NAME} nor {EVAL} is there",
