@@ -65,6 +65,30 @@ def voters(stem: str) -> str:
     return table(["chains", "majority", *names], lines)
 
 
+def stopping(stem: str) -> str:
+    """Points of accuracy lost against all samples, and samples saved, by stop rule, on the test log."""
+    lines = []
+    for name, row in result(stem)["early_stopping"]["test"].items():
+        low, high = row["lost_points_interval"]
+        lines.append(
+            [f"`{name}`", f"{row['fewer_samples']:.0%}", f"{row['lost_points']:.2f} ({low:.2f} to {high:.2f})"]
+        )
+    return table(["rule", "fewer samples", "points lost"], lines)
+
+
+def reallocation(stem: str) -> str:
+    """Accuracy at equal seconds by allocator, in points over uniform, with intervals and p-values."""
+    lines = []
+    for row in result(stem)["equal_seconds"]:
+        cells = [
+            f"{100 * row[name]['minus_uniform']:+.2f} ({100 * row[name]['interval'][0]:+.2f} to "
+            f"{100 * row[name]['interval'][1]:+.2f}), p = {row[name]['p_value']:.3f}"
+            for name in ("early stop", "posterior", "learned")
+        ]
+        lines.append([f"{row['seconds']:g} s", f"{row['uniform']['accuracy']:.1%}", *cells])
+    return table(["seconds", "uniform", "early stop", "posterior", "learned"], lines)
+
+
 def gpu() -> str:
     """Every cell of one sample a prompt, beside vLLM's where it ran in the same lease."""
     found = result("gpu-engine")
@@ -89,7 +113,13 @@ def gpu() -> str:
 
 VLLM = {"teacher-1b": "llama-1b", "pure-1b-d64": "pure-1b", "hybrid4-1b-d64": "hybrid-1b"}
 """Our names of models to those of vllm_bench.py."""
-TABLES: dict[str, Callable[..., str]] = {"parity": parity, "gpu": gpu, "voters": voters}
+TABLES: dict[str, Callable[..., str]] = {
+    "parity": parity,
+    "gpu": gpu,
+    "voters": voters,
+    "stopping": stopping,
+    "reallocation": reallocation,
+}
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

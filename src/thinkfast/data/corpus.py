@@ -109,7 +109,7 @@ class Corpus:
         longest = int(self._lens.max())
         if tokens_per_batch < 1 or (longest > self._width and self.batches_per_epoch > 1):
             raise InputError(
-                f"a batch has {tokens_per_batch} tokens (batch_tokens), but the longest example has {longest}",
+                f"a batch has {tokens_per_batch} tokens (batch_tokens), but the longest example has {longest} tokens",
                 remedy=f"raise batch_tokens well above {longest}, or leave long examples out",
             )
         self._cached: tuple[int, list[NDArray[np.int64]]] | None = None
