@@ -95,7 +95,7 @@ def test_bad_sizes_are_named() -> None:
     pool = make_pool([(5, 50), (5, 50), (1, 2)])
     with pytest.raises(InputError, match="longest example has 55 tokens"):
         Corpus(pool, tokens_per_batch=40)
-    with pytest.raises(InputError, match="tokens_per_batch is 0"):
+    with pytest.raises(InputError, match="a batch has 0 tokens"):
         Corpus(pool, tokens_per_batch=0)
     with pytest.raises(InputError, match="step is -1"):
         Corpus(pool, tokens_per_batch=100).batch(-1)
