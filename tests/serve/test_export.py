@@ -118,9 +118,12 @@ def test_a_taken_place_is_refused(make: Any, tmp_path: Path) -> None:
     export_hf(source, out)
     with pytest.raises(OutputError, match="already exists"):
         export_hf(source, out)
-    (out / "stale").touch()
+    (out / "parity.json").touch()
     export_hf(source, out, "bf16", overwrite=True)
-    assert not (out / "stale").exists()
+    assert not (out / "parity.json").exists()
+    (out / "notes.txt").touch()
+    with pytest.raises(OutputError, match="also holds notes.txt"):
+        export_hf(source, out, overwrite=True)
     other = tmp_path / "mine"
     other.mkdir()
     (other / "letters.txt").touch()

@@ -10,6 +10,7 @@ Usage: ``export_hf(load_model("runs/hybrid/model"), Path("out"), dtype="bf16", p
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from thinkfast.serve.parity.report import ParityReport
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PARITY = "parity.json"
+EXPORTED = re.compile(r"README\.md|chat_template\.jinja|.*\.safetensors|[a-z_.]+\.json")
 Parity = Callable[[Loaded], ParityReport] | ParityReport | None
 
 
@@ -81,6 +83,11 @@ def claim_folder(out: Path, overwrite: bool) -> None:
         raise OutputError(f"{out} already exists", remedy="choose another place, or pass --overwrite")
     if not (out / "config.json").is_file():
         raise OutputError(f"{out} is no checkpoint, and is not overwritten", remedy="choose another place")
+    if strange := [path.name for path in sorted(out.iterdir()) if not EXPORTED.fullmatch(path.name)]:
+        raise OutputError(
+            f"{out} also holds {strange[0]}, which no export wrote, and is not overwritten",
+            remedy="choose another place, or take that file out first",
+        )
 
 
 def claim_file(out: Path, overwrite: bool) -> None:
