@@ -17,7 +17,7 @@ from thinkfast.data.problems import Problem
 from thinkfast.distill.gates import generated_accuracy
 from thinkfast.distill.recipe import DataConfig, Recipe, StageConfig, TeacherConfig
 from thinkfast.distill.run import run_recipe
-from thinkfast.errors import ConfigError, GateError, ModelError, OutputError, ProblemError
+from thinkfast.errors import ConfigError, GateError, ModelError, OutputError, ProblemError, ThinkfastError
 from thinkfast.models.checkpoint import save_checkpoint
 from thinkfast.models.loading import ASSETS, load_model
 from thinkfast.models.ragged import Ragged
@@ -203,6 +203,11 @@ def test_a_folder_of_somebody_else_is_refused_untouched(recipe: Recipe, tmp_path
         ({"stages": (stage("align", lr=-1.0),)}, ConfigError, "lr is -1"),
         ({"stages": (stage("pretrain"),)}, ConfigError, "new_teacher"),
         ({"stages": (stage("pretrain"),), "new_teacher": TeacherConfig(heads=7)}, ConfigError, "heads"),
+        ({"data": DataConfig(problems="nosuch")}, ThinkfastError, "nosuch"),
+        ({"data": DataConfig(held_out="nosuch")}, ThinkfastError, "nosuch"),
+        ({"data": DataConfig(difficulties=(99,))}, ThinkfastError, "99"),
+        ({"data": DataConfig(pool=0)}, ConfigError, "data.pool is 0"),
+        ({"eval_problems": 0}, ConfigError, "eval_problems is 0"),
     ],
 )
 def test_a_recipe_that_cannot_run_leaves_no_folder(

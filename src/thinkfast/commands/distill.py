@@ -37,13 +37,14 @@ def run(
     from thinkfast.commands._distillview import DistillView, print_plan
     from thinkfast.config import load_config
     from thinkfast.distill.recipe import Recipe
+    from thinkfast.distill.run import check_recipe, run_recipe
 
     config = load_config(Recipe, recipe, changes or [])
     console = Console(highlight=False, soft_wrap=True)
     print_plan(config, console)
     if dry_run:
+        check_recipe(config)
         return
-    from thinkfast.distill.run import run_recipe
 
     folder = out or Path("runs") / config.name
     with DistillView({config.name: config}, console) as view:

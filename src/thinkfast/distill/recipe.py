@@ -134,6 +134,9 @@ class Recipe:
         """Refuse a run without stages, or with a stage that lacks a teacher or makes one it has no sizes for."""
         if not self.stages:
             raise ValueError("a recipe needs at least one stage")
+        for name, count in (("eval_problems", self.eval_problems), ("data.pool", self.data.pool)):
+            if count < 1:
+                raise ValueError(f"{name} is {count}, it must be at least 1")
         if self.parts < 1:
             raise ValueError(f"parts is {self.parts}, a batch has at least 1")
         if self.new_teacher is None and any(s.name == "pretrain" for s in self.stages):

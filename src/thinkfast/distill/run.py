@@ -72,16 +72,11 @@ def run_recipe(
     Errors: ConfigError for a recipe out of range, OutputError for a folder of another recipe, ModelError for an
     unusable teacher, GateError with the figure where a stage misses its gate.
     """
-    try:
-        for part in (*recipe.stages, recipe, recipe.new_teacher):
-            if part is not None:
-                part.validate()
-    except ValueError as error:
-        raise ConfigError(str(error), remedy="change the value named above") from error
     text = to_yaml(recipe)
     require_device(device)
     if (done := _finished(recipe, text, out)) is not None:
         return done
+    check_recipe(recipe)
     # The teacher and the plan before the claim: a recipe that cannot run leaves no folder behind.
     teacher = None if recipe.new_teacher is not None else load_model(recipe.teacher, device=device)
     plan = None if teacher is None else _plan(recipe, teacher)
@@ -90,6 +85,25 @@ def run_recipe(
     if teacher is not None:
         _same_teacher(out / "teacher.sha256", teacher)
     return _Run(recipe, teacher, plan, out, torch.device(device), threads, on_step, on_gate).go()
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse a recipe that could not run for its numbers or its problems, before anything is written.
+
+    Errors: ConfigError for a number out of range; ProblemError, InputError for problems that are not there.
+    """
+    try:
+        for part in (*recipe.stages, recipe, recipe.new_teacher):
+            if part is not None:
+                part.validate()
+    except ValueError as error:
+        raise ConfigError(str(error), remedy="change the value named above") from error
+    data = recipe.data
+    load_problems(data.held_out, 1)
+    load_problems(data.problems, 1)
+    for level in data.difficulties or ():
+        if data.problems.startswith("tiny_"):
+            load_problems(f"{data.problems.partition(':')[0]}:{level}", 1)
 
 
 def _same_teacher(path: Path, teacher: Loaded) -> None:
