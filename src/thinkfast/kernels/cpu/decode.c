@@ -91,42 +91,49 @@ typedef struct {
 } matrix;
 
 enum { STORE, ADD, GATED };
+#define SUMMED 128
 
 // R rows of x times one panel. GATED panels hold VL columns of the gate and VL of what it gates.
 static inline __attribute__((always_inline)) void tile(const int R, const int bf16, const float *x, int64_t ldx,
                                                        const matrix *m, int64_t panel, int mode, float *out,
                                                        int64_t ldo) {
-  vf acc[ROWS][2];
-  for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = all(0.0f);
+  vf acc[ROWS][2], total[ROWS][2];
+  for (int r = 0; r < R; r++) total[r][0] = total[r][1] = all(0.0f);
   const int64_t at = panel * m->in * COLUMNS;
-  for (int64_t k = 0; k < m->in; k++) {
-    vf w0, w1;
-    if (bf16) {
-      const uint16_t *w = (const uint16_t *)m->data + at + k * COLUMNS;
-      w0 = widen(w), w1 = widen(w + VL);
-    } else {
-      const float *w = (const float *)m->data + at + k * COLUMNS;
-      w0 = load(w), w1 = load(w + VL);
+  // A running sum rounds at every term, so its error grows with the root of their number: sums of SUMMED are added up.
+  for (int64_t k = 0; k < m->in;) {
+    const int64_t end = k + SUMMED < m->in ? k + SUMMED : m->in;
+    for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = all(0.0f);
+    for (; k < end; k++) {
+      vf w0, w1;
+      if (bf16) {
+        const uint16_t *w = (const uint16_t *)m->data + at + k * COLUMNS;
+        w0 = widen(w), w1 = widen(w + VL);
+      } else {
+        const float *w = (const float *)m->data + at + k * COLUMNS;
+        w0 = load(w), w1 = load(w + VL);
+      }
+      for (int r = 0; r < R; r++) {
+        vf by = all(x[r * ldx + k]);
+        acc[r][0] += by * w0;
+        acc[r][1] += by * w1;
+      }
     }
-    for (int r = 0; r < R; r++) {
-      vf by = all(x[r * ldx + k]);
-      acc[r][0] += by * w0;
-      acc[r][1] += by * w1;
-    }
+    for (int r = 0; r < R; r++) total[r][0] += acc[r][0], total[r][1] += acc[r][1];
   }
   for (int r = 0; r < R; r++) {
     if (m->bias) {
-      acc[r][0] += load(m->bias + panel * COLUMNS);
-      acc[r][1] += load(m->bias + panel * COLUMNS + VL);
+      total[r][0] += load(m->bias + panel * COLUMNS);
+      total[r][1] += load(m->bias + panel * COLUMNS + VL);
     }
     if (mode == GATED) {
-      store(out + r * ldo + panel * VL, silu(acc[r][0]) * acc[r][1]);
+      store(out + r * ldo + panel * VL, silu(total[r][0]) * total[r][1]);
       continue;
     }
     float *to = out + r * ldo + panel * COLUMNS;
-    if (mode == ADD) acc[r][0] += load(to), acc[r][1] += load(to + VL);
-    store(to, acc[r][0]);
-    store(to + VL, acc[r][1]);
+    if (mode == ADD) total[r][0] += load(to), total[r][1] += load(to + VL);
+    store(to, total[r][0]);
+    store(to + VL, total[r][1]);
   }
 }
 
