@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from thinkfast.errors import OutputError
-from thinkfast.files import TEMP_PREFIX, atomic_dir, atomic_path, atomic_write, require_file_place, require_output_dir
+from thinkfast.files import (
+    TEMP_PREFIX,
+    atomic_dir,
+    atomic_path,
+    atomic_write,
+    output_errors,
+    require_file_place,
+    require_output_dir,
+)
 
 needs_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 
@@ -144,3 +152,15 @@ def test_a_place_is_tried_before_the_work(tmp_path: Path) -> None:
         require_file_place(tmp_path)
     with pytest.raises(OutputError, match="nowhere"):
         require_file_place(tmp_path / "nowhere" / "x.json")
+
+
+def test_a_full_disk_inside_a_folder_names_the_folder(tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    with (
+        pytest.raises(OutputError, match=r"cannot write \S*/model/weights: the disk is full") as caught,
+        atomic_dir(place) as folder,
+        output_errors(folder / "weights"),
+    ):
+        raise OSError(28, "No space left on device")
+    assert "free some space" in caught.value.remedy
+    assert not list(tmp_path.iterdir())

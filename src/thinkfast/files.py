@@ -22,7 +22,7 @@ from thinkfast.errors import OutputError
 TEMP_PREFIX = ".thinkfast-tmp-"
 
 _REMEDIES = {
-    errno.ENOSPC: ("the disk is full", "free some space, then run the same command again: it goes on from here"),
+    errno.ENOSPC: ("the disk is full", "free some space, then run the same command again"),
     errno.EDQUOT: ("the disk quota is used up", "free some space, then run the same command again"),
     errno.EACCES: ("permission denied", "choose a folder you may write, for example --out ~/thinkfast-run"),
     errno.EPERM: ("permission denied", "choose a folder you may write, for example --out ~/thinkfast-run"),
@@ -126,6 +126,9 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
             else:
                 temp.replace(path)
             _sync(path.parent)
+        except OutputError as error:
+            shutil.rmtree(temp, ignore_errors=True)
+            raise OutputError(error.message.replace(str(temp), str(path)), remedy=error.remedy) from error
         except BaseException:
             shutil.rmtree(temp, ignore_errors=True)
             raise

@@ -471,3 +471,11 @@ def test_all_answers_unknown_is_said_and_not_guessed(llm: LLM) -> None:
 def test_an_option_that_is_none_is_refused(llm: LLM) -> None:
     with pytest.raises(InputError, match="no option 'temprature'"):
         solve(CARDS, seconds=1, model=llm, temprature=0.5)  # type: ignore[call-arg]
+
+
+def test_weights_that_are_not_finite_are_told_of() -> None:
+    loaded = load_model("tiny")
+    loaded.model.norm.weight.fill_(math.nan)
+    found = solve(CARDS, seconds=math.inf, model=LLM(loaded, max_batch=2, max_len=256), n=2)
+    assert (found.answer, found.status) == (None, "complete")
+    assert "logits are not finite" in found.note

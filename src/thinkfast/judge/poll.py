@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from thinkfast.engine.request import Chain, Request, SamplingParams
 from thinkfast.judge.confidence import Calibration
 from thinkfast.judge.events import ChainFinished, Decided, Event, VoteChanged
-from thinkfast.judge.solution import Solution, Status, explain
+from thinkfast.judge.solution import BROKEN, Solution, Status, explain
 from thinkfast.judge.tally import Ballot, StopRule, Tally, read
 
 UNKNOWN_TOKENS = 100.0  # of a chain, before one has ended; only ratios between problems matter
@@ -118,6 +118,7 @@ class Poll:
     ) -> Solution:
         """What the ballots so far come to. load_seconds: set where loading the model took all the time."""
         n, finished, votes = self.params.n, self.finished, self.tally.standings()
+        broken = bool(self.ballots) and all(ballot.chain.finish == "error" for ballot in self.ballots)
         status: Status = "complete" if finished == n else "decided" if self.decided else "deadline"
         return Solution(
             answer=votes[0].answer if votes else None,
@@ -133,5 +134,7 @@ class Poll:
             model=model,
             voter=self.tally.voter.name,
             scoring_seconds=scoring_seconds,
-            note=explain(bool(votes), status, n, finished, len(self.ballots) - finished, load_seconds),
+            note=BROKEN
+            if broken
+            else explain(bool(votes), status, n, finished, len(self.ballots) - finished, load_seconds),
         )

@@ -90,6 +90,9 @@ class Solution:
         }
 
 
+BROKEN = "the model's logits are not finite: its weights are damaged, or its dtype is too narrow"
+
+
 def explain(answered: bool, status: Status, n: int, finished: int, cut: int, load_seconds: float | None) -> str:
     """One sentence on how a problem ended. load_seconds: set where loading the model took all the time."""
     if load_seconds is not None:

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thinkfast.errors import ModelError, OutputError
-from thinkfast.files import atomic_write
+from thinkfast.errors import ModelError
+from thinkfast.files import atomic_write, output_errors
 from thinkfast.models.decoder import Decoder
 from thinkfast.models.skeleton import skeleton
 from thinkfast.models.spec import ModelSpec
@@ -276,15 +276,13 @@ def save_checkpoint(
     out, source = Path(out_dir), Path(tokenizer_from)
     ids = token_ids if token_ids is not None else _token_ids(source)
     config = to_config(model.spec, {"dtype": str(dtype).removeprefix("torch."), **ids})
-    try:
+    with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         for name in ("model.safetensors", "model.safetensors.index.json"):  # never new config beside old weights
             (out / name).unlink(missing_ok=True)
         for name in TOKENIZER_FILES:
             if (source / name).is_file() and (source / name).resolve() != (out / name).resolve():
                 shutil.copyfile(source / name, out / name)
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror}", remedy="choose a writable folder") from error
     atomic_write(out / "config.json", json.dumps(config, indent=2) + "\n")
     tensors = {name: t.detach().to("cpu", dtype) for name, t in model.state_dict().items()}
     atomic_write(out / "model.safetensors", save(to_stock(tensors, model.spec), metadata={"format": "pt"}))
