@@ -161,8 +161,8 @@ def mixer(
 @pytest.mark.parametrize("ssm", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
 def test_mixer(heads: int, kv: int, p: int, n: int, ssm: torch.dtype, device: torch.device) -> None:
     """Enough steps that every row writes its state more than once; the reference keeps it in fp32 throughout."""
-    if device.type == "cpu" and heads * p > 512:
-        pytest.skip("many wide heads take the interpreter minutes")
+    if device.type == "cpu" and heads * p > 128:
+        pytest.skip("wide heads take the interpreter minutes, and narrow ones have the same code")
     # On a GPU also enough rows that a program takes several heads.
     slots = 5 if device.type == "cpu" else 50
     active = [4, 0, 2] if device.type == "cpu" else list(range(1, 48))
