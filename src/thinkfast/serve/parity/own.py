@@ -36,16 +36,27 @@ FINE = 1e-9
 
 def prefill_against_step(loaded: Loaded, chains: Sequence[Greedy], noise: Noise) -> Check:
     """Prefill of the first tokens, then one step a token, against one parallel pass, on every stepped position."""
-    gaps, detail = _stepped(loaded, chains)
-    settled = settle(noise, gaps, LOGITS)
-    return Check("prefill, then step", "one parallel pass", settled.worst, LOGITS, "", detail + settled.said)
+    return _rounded("prefill, then step", "one parallel pass", _stepped(loaded, chains), noise)
 
 
 def fine_prefill_against_step(loaded: Loaded, chains: Sequence[Greedy]) -> Check:
     """The same in fp64, where nothing is put down to rounding: what is left is the formulas."""
-    gaps, detail = _stepped(replace(loaded, model=copy.deepcopy(loaded.model).double()), chains)
-    worst = max(float(gap.sizes.max()) for gap in gaps)
-    return Check("prefill, then step, fp64", "one parallel pass", worst, FINE, "", detail)
+    return _exact("prefill, then step, fp64", "one parallel pass", _stepped(_in_fp64(loaded), chains))
+
+
+def _in_fp64(loaded: Loaded) -> Loaded:
+    return replace(loaded, model=copy.deepcopy(loaded.model).double())
+
+
+def _rounded(name: str, against: str, found: tuple[list[Gap], str], noise: Noise) -> Check:
+    gaps, detail = found
+    settled = settle(noise, gaps, LOGITS)
+    return Check(name, against, settled.worst, LOGITS, "", detail + settled.said)
+
+
+def _exact(name: str, against: str, found: tuple[list[Gap], str]) -> Check:
+    gaps, detail = found
+    return Check(name, against, max(float(gap.sizes.max()) for gap in gaps), FINE, "", detail)
 
 
 def _stepped(loaded: Loaded, chains: Sequence[Greedy]) -> tuple[list[Gap], str]:
@@ -87,16 +98,12 @@ def step_logits(
 
 def one_against_ragged(loaded: Loaded, chains: Sequence[Greedy], noise: Noise) -> Check:
     """Every prompt alone against all of them packed into one pass, on every position."""
-    gaps, detail = _packed(loaded, chains)
-    settled = settle(noise, gaps, LOGITS)
-    return Check("batch of one", "ragged batch", settled.worst, LOGITS, "", detail + settled.said)
+    return _rounded("batch of one", "ragged batch", _packed(loaded, chains), noise)
 
 
 def fine_one_against_ragged(loaded: Loaded, chains: Sequence[Greedy]) -> Check:
     """The same in fp64."""
-    gaps, detail = _packed(replace(loaded, model=copy.deepcopy(loaded.model).double()), chains)
-    worst = max(float(gap.sizes.max()) for gap in gaps)
-    return Check("batch of one, fp64", "ragged batch", worst, FINE, "", detail)
+    return _exact("batch of one, fp64", "ragged batch", _packed(_in_fp64(loaded), chains))
 
 
 @torch.inference_mode()
