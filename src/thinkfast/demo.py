@@ -32,7 +32,9 @@ SHIPPED = ("tiny-hybrid", "tiny-pure")
 
 @dataclass(frozen=True, slots=True)
 class DemoConfig:
-    """How long the demo takes: ``share`` scales the tokens of every stage; seconds are each system's budget."""
+    """How long the demo takes: ``share`` scales the tokens of every stage; seconds are each system's budget;
+    speed is measured on ``bench_batch`` chains of ``bench_tokens``.
+    """
 
     share: float = 1.0
     problems: int = 48
@@ -41,6 +43,8 @@ class DemoConfig:
     temperature: float = 0.6
     seed: int = 0
     gates: bool = True
+    bench_batch: int = 64
+    bench_tokens: int = 512
 
     def validate(self) -> None:
         """Refuse figures out of range."""
@@ -52,7 +56,7 @@ class DemoConfig:
             raise InputError(f"{self.problems} problems x {self.n} samples", remedy="ask for at least 1 of each")
 
 
-QUICK = DemoConfig(share=0.04, problems=24, seconds=5.0, gates=False)
+QUICK = DemoConfig(share=0.04, problems=24, seconds=5.0, gates=False, bench_tokens=96)
 
 
 def demo_recipe(name: str, keep: tuple[int, ...], config: DemoConfig) -> Recipe:
@@ -214,5 +218,13 @@ def _bench(out: Path, students: list[str], config: DemoConfig) -> dict[str, Any]
     from thinkfast.report.benchconfig import BenchConfig
 
     models = ("tiny", *(f"{name}={out / name / 'model'}" for name in students))
-    new = 512 if config.share >= 1 else 96
-    return bench(BenchConfig(models=models, new_tokens=(new,), repeats=1, against="none", seed=config.seed))
+    return bench(
+        BenchConfig(
+            models=models,
+            batches=(config.bench_batch,),
+            new_tokens=(config.bench_tokens,),
+            repeats=1,
+            against="none",
+            seed=config.seed,
+        )
+    )

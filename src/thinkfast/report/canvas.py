@@ -3,7 +3,7 @@
 Why: matplotlib's object API with settings held for the time of drawing leaves pyplot, its windows and anybody's
 notebook alone.
 
-Usage: ``with theme(): figure, axes = panels(1, 2); ...; save_png(figure, path); svg = to_svg(figure, "coverage")``.
+Usage: ``with theme(): figure, axes = panels(1, 2); ...; save_png(figure, path); svg = to_svg(figure)``.
 """
 
 from __future__ import annotations
@@ -144,24 +144,23 @@ def end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write `figure` as PNG. Errors: OutputError."""
+    """Write `figure` as PNG, and settle its layout: finding it again costs more than drawing. Errors: OutputError."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=DPI, metadata={"Software": None})
+    figure.set_layout_engine("none")
     atomic_write(path, data.getvalue())
 
 
-def to_svg_file(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
     """A whole SVG file for slides."""
     data = io.StringIO()
-    figure.savefig(data, format="svg", metadata={"Date": None})
+    figure.savefig(data, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return data.getvalue()
 
 
-def to_svg(figure: Figure, name: str) -> str:
-    """An `<svg>` element for a page: text stays text, in the page's own font, and every id begins with `name`."""
-    data = io.StringIO()
-    figure.savefig(data, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = _OUTSIDE.sub("", data.getvalue()).strip()
+def as_element(svg: str, name: str) -> str:
+    """An `<svg>` element for a page, of a whole file: text in the page's own font, every id begins with `name`."""
+    svg = _OUTSIDE.sub("", svg).strip()
     svg = svg.replace("'DejaVu Sans'", "var(--sans)").replace('xmlns:xlink="http://www.w3.org/1999/xlink"', "")
     svg = svg.replace('xmlns="http://www.w3.org/2000/svg"', "").replace("xlink:href", "href")
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)

@@ -18,7 +18,7 @@ import thinkfast
 from thinkfast.errors import InputError
 from thinkfast.files import atomic_write
 from thinkfast.report import browser, evidence, evidence_plots, tables
-from thinkfast.report.canvas import save_png, theme, to_svg, to_svg_file
+from thinkfast.report.canvas import as_element, save_png, theme, to_svg
 from thinkfast.report.live import Agreement, agreement, load_times, read_live
 from thinkfast.report.plots import against_samples, against_seconds, throughput
 from thinkfast.report.replay import Recording, record
@@ -127,8 +127,9 @@ def _figures(
             if figure is not None:
                 pictures.append(out / f"{name}.png")
                 save_png(figure, pictures[-1])
-                svgs[name] = Markup(to_svg(figure, name))
-                atomic_write(out / f"{name}.svg", to_svg_file(figure))
+                svg = to_svg(figure)
+                svgs[name] = Markup(as_element(svg, name))
+                atomic_write(out / f"{name}.svg", svg)
     return tuple(pictures), svgs
 
 

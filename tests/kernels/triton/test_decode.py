@@ -17,14 +17,21 @@ from thinkfast.kernels.triton.swiglu import swiglu, swiglu_reference
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 NAN = float("nan")
-# Triton's interpreter multiplies bf16 matrices as the integers that carry them, and takes minutes for wide heads: it
-# gets a list of its own, in which no case is a skip. Wide and narrow heads are the same code.
+# Triton's interpreter multiplies bf16 matrices as the integers that carry them, and takes a tenth of a second for each
+# program: it gets lists of its own, in which every branch is met once and no case is a skip.
 ON_GPU = torch.cuda.is_available()
-SPLITS = [(1, False), (3, False), (1, True), (2, True)]
-HEADS = [(2, 3, 16, 16), (1, 8, 32, 16), (3, 1, 16, 16), (2, 4, 64, 16)]
-ATTENTION = [(*heads, *split) for heads in HEADS for split in SPLITS if ON_GPU or (heads[2] == 64) == (split[0] == 2)]
-KINDS = [(torch.float32, False), *([(torch.bfloat16, True)] if ON_GPU else [])]
-MIXERS = [(6, 2, 16, 16), (4, 4, 16, 32), (2, 1, 16, 128), *([(8, 2, 32, 64), (8, 8, 128, 16)] if ON_GPU else [])]
+FLOATS = [torch.float32, torch.bfloat16, torch.float8_e4m3fn]
+ATTENTION = [(2, 3, 16, 16, 3, False), (1, 8, 32, 16, 1, True), (3, 1, 16, 16, 1, False), (2, 4, 64, 16, 2, True)]
+SIZES = [(4, 2, 16, 16), (2, 2, 16, 32), (2, 1, 16, 128)]
+MIXERS = [(*sizes, dtype) for sizes, dtype in zip(SIZES, FLOATS, strict=True)]
+KINDS = [(torch.float32, False)]
+if ON_GPU:
+    SPLITS = [(1, False), (3, False), (1, True), (2, True)]
+    HEADS = [(2, 3, 16, 16), (1, 8, 32, 16), (3, 1, 16, 16), (2, 4, 64, 16)]
+    ATTENTION = [(*heads, *split) for heads in HEADS for split in SPLITS]
+    KINDS += [(torch.bfloat16, True)]
+    SIZES = [(6, 2, 16, 16), (4, 4, 16, 32), (2, 1, 16, 128), (8, 2, 32, 64), (8, 8, 128, 16)]
+    MIXERS = [(*sizes, dtype) for sizes in SIZES for dtype in FLOATS]
 
 
 def close(found: Tensor, want: Tensor, bound: float) -> None:
@@ -158,13 +165,12 @@ def mixer(
     )
 
 
-@pytest.mark.parametrize(("heads", "kv", "p", "n"), MIXERS)
-@pytest.mark.parametrize("ssm", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize(("heads", "kv", "p", "n", "ssm"), MIXERS)
 def test_mixer(heads: int, kv: int, p: int, n: int, ssm: torch.dtype, device: torch.device) -> None:
     """Enough steps that every row writes its state more than once; the reference keeps it in fp32 throughout."""
     # On a GPU also enough rows that a program takes several heads.
     slots = 5 if device.type == "cpu" else 50
-    active = [4, 0, 2] if device.type == "cpu" else list(range(1, 48))
+    active = [4, 0] if device.type == "cpu" else list(range(1, 48))
     layer, state = mixer(heads, kv, p, n, ssm, torch.float32, device, slots)
     plain = state.ssm.float() * (state.scale[..., None, None] if ssm == torch.float8_e4m3fn else 1)
     want_state = MixerState(plain, state.scale, state.conv.clone(), state.held.clone(), state.steps)
@@ -189,7 +195,7 @@ def test_mixer(heads: int, kv: int, p: int, n: int, ssm: torch.dtype, device: to
 
 def test_random_rounding_is_unbiased(device: torch.device) -> None:
     """A small input into a large state is lost by rounding to the nearest and kept, on average, by ours."""
-    heads, p, n, slots = 1, 16, 16, 64 if device.type == "cuda" else 8
+    heads, p, n, slots = 1, 16, 16, 64 if device.type == "cuda" else 2
     for dtype in (torch.bfloat16, torch.float8_e4m3fn):
         layer, state = mixer(heads, 1, p, n, dtype, torch.float32, device, slots)
         state.ssm.copy_(torch.ones(slots, heads, p, n))
@@ -198,7 +204,7 @@ def test_random_rounding_is_unbiased(device: torch.device) -> None:
         layer.taps.zero_()
         layer.taps[-1] = 1.0
         layer.conv_bias.zero_()
-        layer.dt_bias.fill_(-4.0)
+        layer.dt_bias.fill_(-1.0)
         rows = MixerRows(
             torch.arange(slots, dtype=torch.int32, device=device), torch.zeros(slots, dtype=torch.int64, device=device),
             torch.ones(slots, dtype=torch.int64, device=device), torch.arange(slots, device=device) * 7919,
@@ -210,7 +216,7 @@ def test_random_rounding_is_unbiased(device: torch.device) -> None:
             rows.position.add_(1)
             rows.drawn.add_(1)
         a = torch.nn.functional.silu(torch.tensor(0.3))
-        each = float(a * a * torch.nn.functional.softplus(torch.tensor(0.3 - 4.0)))
+        each = float(a * a * torch.nn.functional.softplus(torch.tensor(0.3 - 1.0)))
         phase = ((4 * HOLD + ((rows.key >> 8) & 0xFF)) % HOLD).tolist()
         gained = state.ssm.float() * state.scale[..., None, None] - 1
         wanted = torch.tensor([each * (4 * HOLD - q) for q in phase], device=device)
