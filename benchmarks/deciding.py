@@ -39,9 +39,6 @@ from thinkfast.report.pacing import step_times
 from thinkfast.report.replay import Recording, Setting, StepTimes, record, replay
 from thinkfast.report.samples import SAMPLES, read_rows
 
-ROWS = 64
-
-
 def stopped(log: Recording, rule: StopRule, orders: int) -> dict[str, object]:
     """Accuracy and samples of `rule` against the vote of all samples, per problem, mean of random orders."""
     right, whole, used, tokens, spent = (np.zeros(len(log.problems)) for _ in range(5))
@@ -108,13 +105,14 @@ def main() -> None:
     parser.add_argument("test", type=Path)
     parser.add_argument("--orders", type=int, default=3)
     parser.add_argument("--times", type=Path, help="step times measured before (JSON), to leave the machine alone")
+    parser.add_argument("--rows", type=int, default=64, help="chains in flight at equal seconds")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--rule", help="the stop rule at equal seconds, chosen before; leaves out early stopping")
     parser.add_argument("--samples", default="2,4,6,10,16", help="budgets, as samples a problem that they allow")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     began = time.monotonic()
-    llm = LLM(options.model, ROWS, 512)
+    llm = LLM(options.model, options.rows, 512)
     logs = {}
     times: StepTimes | None = None
     for part, folder in (("val", options.val), ("test", options.test)):
@@ -130,9 +128,9 @@ def main() -> None:
                 options.times.write_text(json.dumps(asdict(times) | {"threads": torch.get_num_threads()}) + "\n")
         lengths = {name: len(prompt) for name, prompt in prompts.items()}
         rows = read_rows(folder / SAMPLES)
-        logs[part] = record(rows, options.model, ids, lengths, times, ROWS)
+        logs[part] = record(rows, options.model, ids, lengths, times, options.rows)
         if part == "val":
-            calibration = calibrate(rows, "tiny_val")
+            calibration = calibrate(rows, evaluation["config"]["problems"])
     rules = {
         "unbeatable": unbeatable,
         **{f"posterior:{t}": Posterior(t) for t in (0.8, 0.9, 0.95, 0.99)},
@@ -155,7 +153,7 @@ def main() -> None:
         "learned": Setting(stop_rule=rules[chosen], allocator=Learned(calibration.gains), calibration=calibration),
     }
     log = logs["test"]
-    each = times.step(ROWS) / ROWS * float(np.mean([row.tokens for mine in log.rows for row in mine]))
+    each = times.step(options.rows) / options.rows * float(np.mean([row.tokens for mine in log.rows for row in mine]))
     budgets = [round(k * each * len(log.problems), 1) for k in map(float, options.samples.split(","))]
     votes = leaders(log.rows, VOTERS["majority"])
     sure = np.array(
@@ -167,6 +165,7 @@ def main() -> None:
         "problems": {part: len(each.problems) for part, each in logs.items()},
         "samples": {part: each.samples for part, each in logs.items()},
         "orders": options.orders,
+        "rows": options.rows,
         "early_stopping": stopping,
         "chosen_on_val": chosen,
         "equal_seconds": [at_equal_seconds(log, seconds, settings, options.orders) for seconds in budgets],

@@ -218,6 +218,8 @@ def test_samples_of_one_prompt_are_prefilled_once(folders: dict[str, Path]) -> N
         ({"repeats": 0}, "repeats is 0"),
         ({"against": "vllm"}, "cannot bench against 'vllm'"),
         ({"models": ()}, "no model"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 10**30}, "seed is 10{30}"),
         ({"prompt_tokens": 500, "new_tokens": (13,)}, "max_len is 513"),
     ],
 )

@@ -13,6 +13,7 @@ from thinkfast.errors import InputError
 from thinkfast.report.render import Report, markdown_table, render_report
 from thinkfast.report.results import load_results
 from thinkfast.report.samples import SAMPLES, Row, row_dict
+from thinkfast.report.summary import summarise
 from thinkfast.report.tables import Cell, Line, Table
 
 
@@ -213,6 +214,12 @@ def test_what_is_missing_is_named(made: Any, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"half')
     with pytest.raises(InputError, match="cannot read"):
         load_results(tmp_path)
+
+
+def test_a_log_that_lost_chains_is_refused(made: Any) -> None:
+    results, rows = made()
+    with pytest.raises(InputError, match=r"the sample log has 95 of the 96 chains counted for 'tiny'"):
+        summarise(results, rows[1:])
 
 
 def test_an_evaluation_alone_is_enough(made: Any, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ class EvalView:
             TimeRemainingColumn(compact=True),
             console=self._console,
         )
+        self._reading: TaskID | None = self._bar.add_task(f"reading {config.problems}", total=None)
         self._task: TaskID | None = None
         self._start: Start | None = None
         self._chains = 0
@@ -66,11 +67,18 @@ class EvalView:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._have_read()
         self._stand(ended=error is None)
         self._bar.stop()
 
+    def _have_read(self) -> None:
+        if self._reading is not None:
+            self._bar.remove_task(self._reading)
+            self._reading = None
+
     def load(self, system: str) -> None:
         """A system's model is being loaded; the one before has ended."""
+        self._have_read()
         self._stand(ended=True)
         self._start, self._chains = None, 0
         self._task = self._bar.add_task(f"{system}: loading", total=None)

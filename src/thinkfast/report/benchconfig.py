@@ -76,6 +76,8 @@ class BenchConfig:
                 raise InputError(f"no --{name} is given", remedy=f"pass --{name} of at least 1")
             if min(values) < 1:
                 raise InputError(f"{name} is {min(values)}", remedy=f"pass --{name} of at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}", remedy="pass a whole number from 0 to 2^63 - 1")
         if self.against not in ("transformers", "none"):
             raise InputError(f"cannot bench against {self.against!r}", remedy="pass --against transformers or none")
 

@@ -91,6 +91,11 @@ def build_views(results: Mapping[str, Any], rows: Sequence[Row]) -> list[View]:
         used.add(colour)
         mine = tuple(row for row in rows if row.system == record.name)
         whole = [row for row in mine if row.sample < record.complete_samples]
+        if len(whole) < (wanted := record.complete_samples * len(problems)):
+            raise InputError(
+                f"the sample log has {len(whole):,} of the {wanted:,} chains counted for {record.name!r}",
+                remedy="put back the whole samples.jsonl of this run, or run the evaluation again",
+            )
         views.append(
             View(
                 record=record,

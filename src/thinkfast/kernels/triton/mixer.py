@@ -107,14 +107,20 @@ def _noise(x):
 
 
 @triton.jit
-def _conv(row, CONV, TAPS, CBIAS, at, mask, position, C, W: tl.constexpr):
-    """Convolved and activated channels ``at``, whose newest raw input goes into the ring."""
-    now = tl.load(row + at, mask=mask, other=0.0)
-    x = now.to(tl.float32) * tl.load(TAPS + (W - 1) * C + at, mask=mask, other=0.0)
-    x += tl.load(CBIAS + at, mask=mask, other=0.0)
+def _past(CONV, TAPS, CBIAS, at, mask, position, C, W: tl.constexpr):
+    """What the convolution of channels ``at`` has of earlier tokens, with its bias."""
+    x = tl.load(CBIAS + at, mask=mask, other=0.0)
     for i in tl.static_range(1, W):
         past = tl.load(CONV + ((position + W - i) % W) * C + at, mask=mask, other=0.0).to(tl.float32)
         x += past * tl.load(TAPS + (W - 1 - i) * C + at, mask=mask, other=0.0)
+    return x
+
+
+@triton.jit
+def _conv(row, CONV, TAPS, past, at, mask, position, C, W: tl.constexpr):
+    """Convolved and activated channels ``at``, whose newest raw input goes into the ring."""
+    now = tl.load(row + at, mask=mask, other=0.0)
+    x = past + now.to(tl.float32) * tl.load(TAPS + (W - 1) * C + at, mask=mask, other=0.0)
     tl.store(CONV + (position % W) * C + at, now, mask=mask)
     return x * tl.sigmoid(x)
 
@@ -128,10 +134,27 @@ def _phase(DRAWN, slot, key, D: tl.constexpr):
 
 
 @triton.jit
+def _earlier(
+    HELD, STEPS, WEIGHT, cc, rest, gone, rate, ring, h, mine, there,
+    H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """``rest`` and ``gone`` with the input at ``ring`` of the held ones, if it is ``there``; its weight is noted."""
+    p = tl.arange(0, P)
+    n = tl.arange(0, N)
+    held = HELD + ring * K * (P + N)
+    step = tl.load(STEPS + ring * H + h, mask=mine & there, other=0.0)
+    weight = tl.exp(gone) * step
+    tl.store(WEIGHT + ring, weight, mask=mine & there)
+    inner = tl.sum(cc * tl.load(held + P + n, mask=(n < N) & there, other=0.0).to(tl.float32)[None, :], 1)
+    x = tl.load(held + p, mask=(p < P) & there, other=0.0).to(tl.float32)
+    return rest + (weight * inner)[:, None] * x[None, :], gone + step * rate
+
+
+@triton.jit
 def _prepare(
     PROJECTED, CONV, HELD, STEPS, TAPS, CBIAS, RATE, DTB, SKIP, READ, REST, WEIGHT, ACTIVE, POSITION, DRAWN, KEY, width,
     H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr, W: tl.constexpr, D: tl.constexpr,
-    GP: tl.constexpr, PDL: tl.constexpr,
+    GP: tl.constexpr, FEW: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     G: tl.constexpr = H // K
     C: tl.constexpr = K * P + K * N + H * N
@@ -150,17 +173,24 @@ def _prepare(
     STEPS += slot * D * H
     CONV += slot * W * C
     rate = tl.load(RATE + h, mask=mine, other=0.0)
+    xs = kv * P + p
+    bs = K * P + kv * N + n
+    cs = K * P + K * N + h[:, None] * N + n[None, :]
+    every = mine[:, None] & (n[None, :] < N)
+    # Only this kernel writes the rings, a step apart: they may be read before what other kernels have to say.
+    x = _past(CONV, TAPS, CBIAS, xs, p < P, position, C, W)
+    bb = _past(CONV, TAPS, CBIAS, bs, n < N, position, C, W)
+    cc = _past(CONV, TAPS, CBIAS, cs, every, position, C, W)
     wait(PDL)
     trigger(PDL)
-    row = PROJECTED + b * width
-    x = _conv(row + H * P, CONV, TAPS, CBIAS, kv * P + p, p < P, position, C, W).to(HELD.dtype.element_ty)
-    bb = _conv(row + H * P, CONV, TAPS, CBIAS, K * P + kv * N + n, n < N, position, C, W).to(HELD.dtype.element_ty)
-    at = K * P + K * N + h[:, None] * N + n[None, :]
-    cc = _conv(row + H * P, CONV, TAPS, CBIAS, at, mine[:, None] & (n[None, :] < N), position, C, W)
+    row = PROJECTED + b * width + H * P
+    x = _conv(row, CONV, TAPS, x, xs, p < P, position, C, W).to(HELD.dtype.element_ty)
+    bb = _conv(row, CONV, TAPS, bb, bs, n < N, position, C, W).to(HELD.dtype.element_ty)
+    cc = _conv(row, CONV, TAPS, cc, cs, every, position, C, W)
     cc = cc.to(READ.dtype.element_ty)
     tl.store(READ + b * H * N + h[:, None] * N + n[None, :], cc, mask=mine[:, None])
     cc = cc.to(tl.float32)
-    dt = tl.load(row + H * P + C + h, mask=mine, other=0.0).to(tl.float32) + tl.load(DTB + h, mask=mine, other=0.0)
+    dt = tl.load(row + C + h, mask=mine, other=0.0).to(tl.float32) + tl.load(DTB + h, mask=mine, other=0.0)
     dt = tl.where(dt > 20.0, dt, tl.log(1.0 + tl.exp(dt)))
     tl.store(HELD + phase * K * (P + N) + p, x)
     tl.store(HELD + phase * K * (P + N) + P + n, bb)
@@ -171,14 +201,13 @@ def _prepare(
     WEIGHT += b * H * (D + 1) + h * (D + 1)
     tl.store(WEIGHT + phase, dt, mask=mine)
     gone = dt * rate
-    for j in range(1, count):
-        held = HELD + (phase - j) * K * (P + N)
-        step = tl.load(STEPS + (phase - j) * H + h, mask=mine, other=0.0)
-        weight = tl.exp(gone) * step
-        tl.store(WEIGHT + phase - j, weight, mask=mine)
-        inner = tl.sum(cc * tl.load(held + P + n).to(tl.float32)[None, :], 1)
-        rest += (weight * inner)[:, None] * tl.load(held + p).to(tl.float32)[None, :]
-        gone += step * rate
+    # Few rows wait for memory: unrolled, all inputs come together. Many share the registers: one after another.
+    if FEW:
+        for j in tl.static_range(1, D):
+            rest, gone = _earlier(HELD, STEPS, WEIGHT, cc, rest, gone, rate, phase - j, h, mine, j < count, H, K, P, N)
+    else:
+        for j in range(1, count):
+            rest, gone = _earlier(HELD, STEPS, WEIGHT, cc, rest, gone, rate, phase - j, h, mine, True, H, K, P, N)
     tl.store(WEIGHT + D, tl.exp(gone), mask=mine)
     tl.store(REST + b * H * P + h[:, None] * P + p[None, :], rest, mask=mine[:, None])
 
@@ -276,14 +305,15 @@ def mix(
     held, width, stride = state.held.shape[1], state.conv.shape[1], projected.stride(0)
     where = (rows.active, rows.position, rows.drawn, rows.key)
     handed = (work.read, work.rest, work.weight)
+    few = b <= 64
     _prepare[(b, kv)](
         projected, state.conv, state.held, state.steps, layer.taps, layer.conv_bias, layer.rates, layer.dt_bias,
-        layer.skip, *handed, *where, stride, heads, kv, p, n, width, held, power_of_two(heads // kv), pdl,
-        **options(1, dev),
+        layer.skip, *handed, *where, stride, heads, kv, p, n, width, held, power_of_two(heads // kv), few, pdl,
+        **options(4 if few else 1, dev),
     )  # fmt: skip
     # A program needs some kilobytes of state to be worth its start.
     each = 1
-    while b > 32 and heads // kv % (2 * each) == 0 and 2 * each * p * n <= 4096:
+    while b > 32 and heads // kv % (2 * each) == 0 and 2 * each * p * n <= 2048:
         each *= 2
     _advance[(b, heads // each)](
         projected, state.ssm, state.scale, state.held, layer.norm, *handed, out, *where, number, layer.eps, stride,

@@ -1,7 +1,7 @@
 """Sampling and bookkeeping of a step: one pass over the logits, then one small program a row.
 
-``draw`` reads the logits once, in blocks, and keeps of each block its peak, its sums of exponentials at temperature
-and at 1, and where the peak is. The second kernel finds the block and in it the token at which the cumulative
+``draw`` reads the logits once, in blocks, and keeps of each block its peak and its sums of exponentials at temperature
+and at 1. The second kernel finds the block and in it the token at which the cumulative
 distribution passes the row's uniform number (the counter-based one of engine/rng.py, so that a token does not depend
 on the batch), notes its log-probability, decides whether the row goes on, and moves the row's state. Rows with top-k,
 top-p or min-p go through a third kernel that finds, by bisection over the bits of the logits, which tokens are kept
@@ -54,7 +54,7 @@ class SampleRows:
 
 @dataclass(frozen=True, slots=True)
 class SampleWork:
-    """Sums of blocks [5, B, J] fp32 and, of rows with filters, the token found [B] int32."""
+    """Sums of blocks [4, B, J] fp32 and, of rows with filters, the token found [B] int32."""
 
     sums: Tensor
     found: Tensor
@@ -63,7 +63,7 @@ class SampleWork:
     def make(cls, rows: int, vocabulary: int, device: torch.device) -> SampleWork:
         """Room for ``rows`` rows."""
         blocks = triton.cdiv(vocabulary, BLOCK)
-        sums = torch.empty(5, rows, blocks, dtype=torch.float32, device=device)
+        sums = torch.empty(4, rows, blocks, dtype=torch.float32, device=device)
         return cls(sums, torch.empty(rows, dtype=torch.int32, device=device))
 
 
@@ -76,19 +76,18 @@ def _scan(LOGITS, SUMS, ACTIVE, INVERSE, V, stride, J: tl.constexpr, BV: tl.cons
     wait(PDL)
     trigger(PDL)
     x = tl.load(LOGITS + b * V + i, mask=i < V, other=float("-inf")).to(tl.float32)
-    # Not finite: NaN, or an infinity of either sign where a token is.
-    bad = tl.max(tl.where((i < V) & ~(tl.abs(x) < float("inf")), 1.0, 0.0), 0)
-    x = tl.where(x == x, x, float("-inf"))
-    peak, at = tl.max(x, 0, return_indices=True)
+    peak = tl.max(x, 0)
+    lowest = tl.min(tl.where(i < V, x, 0.0), 0)
     safe = tl.where(tl.abs(peak) < float("inf"), peak, 0.0)
     warm = tl.sum(tl.exp2((x - safe) * inverse), 0)
     plain = tl.sum(tl.exp2((x - safe) * 1.4426950408889634), 0)
+    # NaN and infinity make the sum what they are, but -infinity where a token is adds nothing to it.
+    bad = tl.where((plain < float("inf")) & (lowest > float("-inf")), 0.0, 1.0)
     SUMS += b * J + j
     tl.store(SUMS, peak)
     tl.store(SUMS + stride, warm)
     tl.store(SUMS + 2 * stride, plain)
-    tl.store(SUMS + 3 * stride, (j * BV + at).to(tl.float32))
-    tl.store(SUMS + 4 * stride, bad)
+    tl.store(SUMS + 3 * stride, bad)
 
 
 @triton.jit
@@ -120,7 +119,7 @@ def _pick(
     there = j < J
     peaks = tl.load(SUMS, mask=there, other=float("-inf"))
     peak, best = tl.max(peaks, 0, return_indices=True)
-    bad = tl.max(tl.load(SUMS + 4 * stride, mask=there, other=0.0), 0) > 0.0
+    bad = tl.max(tl.load(SUMS + 3 * stride, mask=there, other=0.0), 0) > 0.0
     safe = tl.where(tl.abs(peak) < float("inf"), peak, 0.0)
     live = there & (tl.abs(peaks) < float("inf"))
     gap = tl.where(live, peaks - safe, 0.0)
@@ -133,6 +132,8 @@ def _pick(
     last = tl.max(tl.where(warm > 0.0, j, 0), 0)
     block = tl.minimum(tl.sum(tl.where(there & (running <= aim), 1, 0), 0), last)
     before = tl.sum(tl.where(j == block, running - warm, 0.0), 0)
+    greedy = tl.load(GREEDY + slot) != 0
+    block = tl.where(greedy, best, block)
     k = tl.arange(0, BV)
     i = block * BV + k
     x = tl.load(LOGITS + b * V + i, mask=i < V, other=float("-inf")).to(tl.float32)
@@ -143,8 +144,8 @@ def _pick(
     if FILTERS:
         held = (tl.load(TOP_K + slot) > 0) | (tl.load(TOP_P + slot) < 1.0) | (tl.load(MIN_P + slot) > 0.0)
         token = tl.where(held, tl.load(FOUND + b), token)
-    likeliest = tl.sum(tl.where(j == best, tl.load(SUMS + 3 * stride, mask=there, other=0.0), 0.0), 0).to(tl.int32)
-    token = tl.where(tl.load(GREEDY + slot) != 0, likeliest, token)
+    likeliest = block * BV + tl.min(tl.where(x == peak, k, BV - 1), 0)
+    token = tl.where(greedy, likeliest, token)
     token = tl.minimum(tl.maximum(token, 0), V - 1)
     logprob = tl.load(LOGITS + b * V + token).to(tl.float32) - safe - tl.log(total)
 
