@@ -39,6 +39,7 @@ from thinkfast.report.pacing import step_times
 from thinkfast.report.replay import Recording, Setting, StepTimes, record, replay
 from thinkfast.report.samples import SAMPLES, read_rows
 
+
 def stopped(log: Recording, rule: StopRule, orders: int) -> dict[str, object]:
     """Accuracy and samples of `rule` against the vote of all samples, per problem, mean of random orders."""
     right, whole, used, tokens, spent = (np.zeros(len(log.problems)) for _ in range(5))
