@@ -11,7 +11,7 @@ from thinkfast.engine.request import Request, SamplingParams
 from thinkfast.engine.scheduler import Limits, Scheduler
 from thinkfast.errors import CapacityError, InputError
 
-LIMITS = Limits(max_batch=8, max_len=100, pages=40, page=10, prefill_tokens=64)
+LIMITS = Limits(max_batch=8, max_len=100, pages=40, page=10, prefill_tokens=64, prompts=8)
 
 
 def request(name: str, n: int = 1, prompt: int = 5, new: int = 20) -> Request:
@@ -66,7 +66,7 @@ def test_what_can_never_run_is_refused(bad: Request, error: type[Exception], mat
 
 def test_what_can_never_fit_is_refused() -> None:
     with pytest.raises(CapacityError, match="needs 10 KV pages of 10 tokens, there are 3"):
-        Scheduler(Limits(8, 100, 3, 10, 64)).submit(request("a", prompt=50, new=50))
+        Scheduler(Limits(8, 100, 3, 10, 64, 8)).submit(request("a", prompt=50, new=50))
 
 
 def test_an_id_may_be_used_again_only_after_its_chains_are_done() -> None:

@@ -53,7 +53,8 @@ class LLM:
         self.plan = plan_for(loaded.model, max_batch, max_len, state_dtype)
         self.stats = Stats()
         self._runner = make_runner(loaded.model, self.plan, self.tokenizer.eos_ids, keep_hidden)
-        self._limits = Limits(max_batch, self.plan.max_len, self.plan.admissible_pages, PAGE, self.plan.prefill_tokens)
+        plan = self.plan
+        self._limits = Limits(max_batch, plan.max_len, plan.admissible_pages, PAGE, plan.prefill_tokens, plan.prompts)
         self._stops: dict[tuple[str, ...], int] = {(): 0}
         self._pieces: list[str] | None = None
         self._session: Session | None = None

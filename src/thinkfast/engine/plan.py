@@ -21,10 +21,14 @@ PREFILL_TOKENS = 1024
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Sizes the engine runs within; bytes are upper bounds, KV memory is only touched as it fills."""
+    """Sizes the engine runs within; bytes are upper bounds, KV memory is only touched as it fills.
+
+    prompts: how many may have samples in flight and others that wait; each keeps a state for those.
+    """
 
     max_batch: int
     max_len: int
+    prompts: int
     pages: int
     weight_bytes: int
     kv_bytes: int
@@ -117,7 +121,7 @@ def _plan(spec: ModelSpec, rows: int, length: int, itemsize: int, available: int
     work = units + PREFILL_TOKENS * wide * 4 * itemsize + rows * (spec.vocab_size * 4 * 4 + length * 12)
     # Twice: a prompt's state waits beside the rows that are forked from it. In fp32 whatever the weights are in.
     state = 2 * rows * spec.state_bytes(max(itemsize, 4))
-    return MemoryPlan(rows, length, pages, spec.n_params * itemsize, kv, state, work, packed, available)
+    return MemoryPlan(rows, length, rows, pages, spec.n_params * itemsize, kv, state, work, packed, available)
 
 
 def available_memory(device: torch.device) -> int | None:

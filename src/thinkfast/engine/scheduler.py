@@ -21,13 +21,16 @@ from thinkfast.errors import CapacityError, InputError
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Rows, tokens a row, KV pages (0: the model has no KV), tokens a page, prompt tokens between two steps."""
+    """Rows, tokens a row, KV pages (0: the model has no KV), tokens a page, prompt tokens between two steps, and
+    prompts that may have samples in flight and others that wait.
+    """
 
     max_batch: int
     max_len: int
     pages: int
     page: int
     prefill_tokens: int
+    prompts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class Scheduler:
     @property
     def wants_more(self) -> bool:
         """Whether to draw another request: while rows are free, and to be fair while any could have a row."""
-        return len(self._queue) < self.limits.max_batch if self.fair else self.room > 0
+        return len(self._queue) < self.limits.prompts if self.fair else self.room > 0
 
     def new_tokens(self, request: Request) -> int:
         """Most tokens a sample of ``request`` can have: max_tokens, or what max_len leaves beside the prompt."""

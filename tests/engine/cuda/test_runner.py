@@ -91,7 +91,8 @@ def test_random_streams_with_cancels_and_deadlines_leak_nothing(kind: str) -> No
             for i in range(150)
         ]  # fmt: skip
         entered += sum(r.params.n for r in requests)
-        for chain in llm.stream(requests, seconds=0.5 if turn % 3 == 0 else None):
+        # In turns, as `solve_many` asks: then as many prompts as rows have samples that wait.
+        for chain in llm.stream(requests, seconds=0.5 if turn % 3 == 0 else None, fair=turn % 2 == 1):
             if rng.random() < 0.2:
                 llm.cancel(f"{turn}-{rng.randrange(150)}")
             if rng.random() < 0.0005:

@@ -51,14 +51,16 @@ class Entry:
 
 
 class Book:
-    """Accounts of ``max_rows`` rows, ``pages`` KV pages of ``page`` tokens (0: the model has no KV)."""
+    """Accounts of ``max_rows`` rows and ``prompts`` prompts that wait for more, ``pages`` KV pages of ``page`` tokens
+    (0: the model has no KV).
+    """
 
-    def __init__(self, max_rows: int, pages: int, page: int) -> None:
+    def __init__(self, max_rows: int, prompts: int, pages: int, page: int) -> None:
         self.page, self.has_kv = page, pages > 0
         self.rows: list[Row] = []
-        # One prompt may wait for rows beside the rows that run; the last slot is nobody's: it fills up a batch.
-        self.slots = max_rows + 2
-        self._free_slots = list(range(max_rows + 1))[::-1]
+        # The last slot is nobody's: it fills up a batch.
+        self.slots = max_rows + prompts + 1
+        self._free_slots = list(range(max_rows + prompts))[::-1]
         self._free_pages = list(range(pages))[::-1]
         self._pages = pages
         self._prompts: dict[int, Prompt] = {}

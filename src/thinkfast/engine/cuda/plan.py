@@ -17,6 +17,8 @@ from thinkfast.models.spec import ModelSpec
 
 # Prompt tokens between two steps: enough to fill the chip, 10 to 20 ms of a model of a billion weights.
 PREFILL_TOKENS = 8192
+# Prompts whose samples take turns at the rows; beyond, requests wait until one has begun all of its own.
+OPEN_PROMPTS = 256
 # CUDA graphs, cuBLAS's workspace, compiled kernels.
 GRAPH_BYTES = 1 << 30
 
@@ -39,14 +41,18 @@ def _plan(
     work = GRAPH_BYTES + rows * (spec.vocab_size * size * 2 + wide * size + 32 * spec.n_heads * spec.head_dim)
     # A prefill's activations, the keys and states it leaves behind, and the decays of its chunks in fp32.
     work += prefill * (wide * size + spec.kv_bytes_per_token(size) + (spec.n_heads * 640 if spec.is_student else 0))
-    states = (rows + 2) * slot_bytes(spec, size, state.itemsize)
+    prompts = min(rows, OPEN_PROMPTS)
+    # A prompt's state waits beside the rows that are forked from it; the last slot fills up a batch.
+    states = (rows + prompts + 1) * slot_bytes(spec, size, state.itemsize)
     page = PAGE * spec.kv_bytes_per_token(size)
     pages = rows * -(-length // PAGE) if spec.n_attention else 0
     if available is not None and pages:
         least = -(-length // PAGE)
         pages = max(least, min(pages, (available - work - states) // page - 1))
     kv = (pages + 1) * page if pages else 0
-    return MemoryPlan(rows, length, pages, spec.n_params * size, kv, states, work, 0, available, prefill, state)
+    return MemoryPlan(
+        rows, length, prompts, pages, spec.n_params * size, kv, states, work, 0, available, prefill, state
+    )
 
 
 def make_cuda_plan(

@@ -42,7 +42,7 @@ class CudaRunner:
         weight = model.head_weight
         self.device = weight.device
         self._capture = capture
-        self.book = Book(plan.max_batch, plan.pages, PAGE)
+        self.book = Book(plan.max_batch, plan.prompts, plan.pages, PAGE)
         per_row = -(-plan.max_len // PAGE) + 1
         self.state = State(model, self.book.slots, per_row, plan.pages, plan.state_dtype or torch.float32)
         eos = torch.zeros(model.spec.vocab_size, dtype=torch.uint8, device=weight.device)

@@ -1,0 +1,126 @@
+"""The sampler's kernels: the CPU sampler's tokens, its distribution, and a broken row that no other row notices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
+
+from thinkfast.engine.request import SamplingParams
+from thinkfast.engine.rng import sample_key
+from thinkfast.engine.sampler import RowParams, mix_of
+from thinkfast.engine.sampler import draw as draw_reference
+from thinkfast.kernels.triton.sampler import BLOCK, CODE, LOGPROB, TOKEN, SampleRows, SampleWork, draw
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+PLAIN = SamplingParams(temperature=0.8)
+MIX = [PLAIN, replace(PLAIN, temperature=0.0), replace(PLAIN, temperature=2.0)]
+FILTERS = [*MIX[:2], replace(PLAIN, top_k=3), replace(PLAIN, top_p=0.6), replace(PLAIN, min_p=0.2, top_p=0.9, top_k=40)]
+GOES_ON, STOPS, LENGTH, EOS, ERROR = range(5)
+
+
+def params_of(params: list[SamplingParams], count: int) -> RowParams:
+    each = [params[i % len(params)] for i in range(count)]
+    return RowParams(
+        torch.tensor([sample_key(7, "r", i) for i in range(count)]),
+        torch.arange(count) % 5 + 1,
+        torch.tensor([1 / p.temperature if p.temperature else 1.0 for p in each]),
+        torch.tensor([p.top_k for p in each]),
+        torch.tensor([p.top_p for p in each]),
+        torch.tensor([p.min_p for p in each]),
+        torch.tensor([p.temperature == 0 for p in each]),
+    )
+
+
+def run(
+    logits: Tensor, params: RowParams, device: torch.device, filters: bool, limit: int = 100
+) -> tuple[Tensor, SampleRows]:
+    """News [3, B] of one step, and the rows after it; token 1 ends a row, token 2 may complete a stop string."""
+    b, v = logits.shape
+    whole = torch.zeros(b, dtype=torch.int64)
+    rows = SampleRows(
+        torch.arange(b, dtype=torch.int32), whole.int(), torch.ones(b, dtype=torch.int32), whole + 9,
+        params.drawn.clone(), whole + limit, params.key, params.top_k, whole, params.inverse_temperature, params.top_p,
+        params.min_p, params.greedy.int(), torch.ones(b, dtype=torch.int32),
+    )  # fmt: skip
+    rows = SampleRows(*(getattr(rows, name).to(device) for name in SampleRows.__slots__))
+    eos, stops = torch.zeros(v, dtype=torch.uint8), torch.zeros(1, v, dtype=torch.uint8)
+    eos[1] = stops[0, 2] = 1
+    news = torch.full((3, b), -7, dtype=torch.int32, device=device)
+    work = SampleWork.make(b, v, device)
+    work.sums.fill_(float("nan"))
+    draw(logits.to(device), rows, eos.to(device), stops.to(device), work, news, filters)
+    return news.cpu(), rows
+
+
+@pytest.mark.parametrize(("params", "filters"), [(MIX, False), (FILTERS, True)])
+@pytest.mark.parametrize("v", [50, BLOCK + 700])
+def test_tokens_are_the_cpus(v: int, params: list[SamplingParams], filters: bool, device: torch.device) -> None:
+    count = len(params) if device.type == "cpu" else 600
+    logits = torch.randn(count, v, generator=torch.Generator().manual_seed(v)) * 3
+    mine = params_of(params, count)
+    news, rows = run(logits, mine, device, filters)
+    want = draw_reference(logits, mine, mix_of(mine))
+    assert news[TOKEN].tolist() == want.tokens.tolist()
+    assert news[LOGPROB].view(torch.float32).tolist() == pytest.approx(want.logprobs.tolist(), abs=2e-5)
+    code = torch.where(want.tokens == 1, EOS, torch.where(want.tokens == 2, STOPS, GOES_ON))
+    assert news[CODE].tolist() == code.tolist()
+    assert rows.token.tolist() == want.tokens.tolist()
+    assert rows.alive.tolist() == (code != EOS).int().tolist()
+    assert (rows.position == 10).all()
+    assert (rows.drawn.cpu() == mine.drawn + 1).all()
+
+
+def test_the_first_of_equal_peaks_is_greedy_and_the_last_token_ends_a_row(device: torch.device) -> None:
+    logits = torch.zeros(2, 2 * BLOCK)
+    logits[0, [40, 41, BLOCK + 3]] = 5.0
+    logits[1, [BLOCK + 3, 2 * BLOCK - 1]] = 5.0
+    news, _ = run(logits, params_of([MIX[1]], 2), device, False, limit=2)
+    assert news[TOKEN].tolist() == [40, BLOCK + 3]
+    assert news[CODE].tolist() == [LENGTH, LENGTH]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of what a GPU does without a word
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("fill", [False, True])
+def test_a_row_that_is_not_finite_is_an_error_and_touches_no_other(
+    bad: float, fill: bool, device: torch.device
+) -> None:
+    logits = torch.randn(3, BLOCK + 60, generator=torch.Generator().manual_seed(0))
+    params = params_of([PLAIN], 3)
+    good, _ = run(logits, params, device, False)
+    logits[1, slice(None) if fill else BLOCK + 10] = bad
+    found, rows = run(logits, params, device, False)
+    assert found[CODE].tolist()[1] == ERROR
+    assert rows.alive.tolist()[1] == 0
+    assert 0 <= found[TOKEN].tolist()[1] < logits.shape[1]
+    for i in (0, 2):
+        assert found[:, i].tolist() == good[:, i].tolist()
+
+
+@pytest.mark.gpu  # the interpreter takes minutes for enough rows; token for token it is held to the CPU's sampler
+@pytest.mark.parametrize("params", [PLAIN, replace(PLAIN, top_k=4), replace(PLAIN, top_p=0.7)])
+def test_chi_square(params: SamplingParams, device: torch.device) -> None:
+    count = 40_000
+    logits = torch.randn(20, generator=torch.Generator().manual_seed(3)) * 1.5
+    news, _ = run(logits.expand(count, -1).contiguous(), params_of([params], count), device, params != PLAIN)
+    want = (logits * params_of([params], 1).inverse_temperature).softmax(0)
+    ranked, order = want.sort(descending=True)
+    kept = torch.ones(20, dtype=torch.bool)
+    if params.top_k:
+        kept = torch.arange(20) < params.top_k
+    if params.top_p < 1:
+        kept = ranked.cumsum(0) - ranked < params.top_p
+    want = torch.zeros(20).index_copy(0, order, ranked * kept)
+    want /= want.sum()
+    counts = torch.bincount(news[TOKEN].long(), minlength=20).float()
+    assert counts[want == 0].sum() == 0
+    expected = want[want > 0] * count
+    chi_square = float(((counts[want > 0] - expected) ** 2 / expected).sum())
+    freedom = len(expected) - 1
+    assert chi_square < freedom + 4 * (2 * freedom) ** 0.5 + 4
