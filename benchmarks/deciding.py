@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from publish import publish
 
+from thinkfast.data.prompts import prompt_tokens
 from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import Chain
 from thinkfast.judge.allocate import Learned, Promising
@@ -33,6 +34,8 @@ from thinkfast.judge.confidence import calibration_error
 from thinkfast.judge.deciding import Posterior, Window, find_rule, never
 from thinkfast.judge.tally import Ballot, Standing, StopRule, Tally, unbeatable
 from thinkfast.judge.voters import VOTERS
+from thinkfast.models.sources.resolve import find_model
+from thinkfast.models.tokenizer import Tokenizer
 from thinkfast.report.calibrate import calibrate, leaders
 from thinkfast.report.intervals import bootstrap, paired, sign_test
 from thinkfast.report.pacing import step_times
@@ -99,6 +102,17 @@ def at_equal_seconds(log: Recording, seconds: float, settings: dict[str, Setting
     return out
 
 
+def measured(file: Path | None, model: str, rows: int, prompts: list[list[int]]) -> StepTimes:
+    """Step times of ``model`` from ``file``; measured here, and kept there, where it is not."""
+    if file is not None and file.is_file():
+        saved = json.loads(file.read_text())
+        return StepTimes(tuple((int(r), float(s)) for r, s in saved["steps"]), saved["prefill"])
+    times = step_times(LLM(model, rows, 512), prompts)
+    if file is not None:
+        file.write_text(json.dumps(asdict(times) | {"threads": torch.get_num_threads()}) + "\n")
+    return times
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
@@ -113,26 +127,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     began = time.monotonic()
-    llm = LLM(options.model, options.rows, 512)
+    evaluations = {
+        part: json.loads((folder / "eval.json").read_text())
+        for part, folder in (("val", options.val), ("test", options.test))
+    }
+    tokenizer = Tokenizer.from_dir(find_model(options.model))
+    asked = {
+        part: {p["id"]: prompt_tokens(tokenizer, p["question"]) for p in evaluation["problems"]}
+        for part, evaluation in evaluations.items()
+    }
+    times = measured(options.times, options.model, options.rows, list(asked["val"].values()))
     logs = {}
-    times: StepTimes | None = None
     for part, folder in (("val", options.val), ("test", options.test)):
-        evaluation = json.loads((folder / "eval.json").read_text())
-        ids = [p["id"] for p in evaluation["problems"]][: options.limit]
-        prompts = {p["id"]: llm.tokenizer.chat(p["question"]) for p in evaluation["problems"]}
-        if times is None and options.times and options.times.is_file():
-            saved = json.loads(options.times.read_text())
-            times = StepTimes(tuple((int(r), float(s)) for r, s in saved["steps"]), saved["prefill"])
-        elif times is None:
-            times = step_times(llm, list(prompts.values()))
-            if options.times:
-                options.times.write_text(json.dumps(asdict(times) | {"threads": torch.get_num_threads()}) + "\n")
+        prompts = asked[part]
+        ids = list(prompts)[: options.limit]
         lengths = {name: len(prompt) for name, prompt in prompts.items()}
         rows = read_rows(folder / SAMPLES)
         logs[part] = record(rows, options.model, ids, lengths, times, options.rows)
         if part == "val":
-            calibration = calibrate(rows, evaluation["config"]["problems"])
-    rules = {
+            calibration = calibrate(rows, str(evaluations[part]["config"]["problems"]))
+    rules: dict[str, StopRule] = {
         "unbeatable": unbeatable,
         **{f"posterior:{t}": Posterior(t) for t in (0.8, 0.9, 0.95, 0.99)},
         **{f"window:{w}": Window(w) for w in (3, 4, 6)},

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from thinkfast.data.problems import load_problems
 from thinkfast.errors import ModelError, OutputError
 from thinkfast.models.loading import Loaded, load_model
 from thinkfast.models.spec import RopeScaling
@@ -122,6 +123,16 @@ def test_the_file_computes_what_we_compute(kind: str, changes: dict[str, Any], m
     assert float(theirs.std()) > 0.1
 
 
+def test_a_pure_student_has_one_attention_layer_that_does_nothing(make: Any, tmp_path: Path) -> None:
+    """Without a layer in its KV cache llama.cpp aborts."""
+    loaded = make("pure")
+    write_gguf(loaded, tmp_path / "m.gguf", torch.float32)
+    read, layers = AsLlamaCpp(tmp_path / "m.gguf"), loaded.spec.n_layers
+    assert read.field("attention.head_count_kv") == [0] * layers + [1]
+    idle = {name: t for name, t in read.tensors.items() if name.startswith(f"blk.{layers}.")}
+    assert {name for name, t in idle.items() if t.any()} == {f"blk.{layers}.{n}_norm.weight" for n in ("attn", "ffn")}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_matrices_are_narrow_where_asked_and_vectors_never(dtype: torch.dtype, make: Any, tmp_path: Path) -> None:
     loaded = make("hybrid", torch.bfloat16)
@@ -180,7 +191,8 @@ def test_llama_cpp_itself(kind: str, make: Any, tmp_path: Path) -> None:
         pytest.skip("llama-cpp-python is not here; name a Python that has it in THINKFAST_LLAMA_PYTHON")
     loaded: Loaded = make(kind)
     write_gguf(loaded, tmp_path / "m.gguf", torch.float32)
-    texts = ["There are 12 shells in the box.", "Mia has 7 apples and 30 more."]
+    # Of the tokenizer's own kind: a word that is not in its vocabulary llama.cpp may cut otherwise (docs/export.md).
+    texts = [problem.question for problem in load_problems("tiny_val", 3)]
     chains = draw_sample(loaded, [loaded.tokenizer.chat(text) for text in texts], 12)
     checks = peers.against_peer(peers.LLAMA_CPP, python, tmp_path / "m.gguf", loaded, chains, texts, Noise(loaded))
     assert [(c.name, c.status) for c in checks] == [

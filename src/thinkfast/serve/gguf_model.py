@@ -4,7 +4,9 @@ Legend: H heads, P head dim, N state, D = H * P model width, C = 2 H N + D convo
 
 llama.cpp's loader fixes the inner width of a Mamba layer at 2 D (expand 2), so every layer gets as many heads again
 that are all zero: nothing enters them, nothing leaves them, and the per-head norm keeps them apart. Rotary positions
-are on, as for Bamba; they turn neighbouring channels there, so rows of q and k are interleaved.
+are on, as for Bamba; they turn neighbouring channels there, so rows of q and k are interleaved. Its graph of a hybrid
+always asks for a place in the KV cache and aborts where no layer has one, so a pure student gets one layer more, of
+attention with a single key-value head, whose weights are zero: it adds nothing to the residual.
 
 Usage: ``write_gguf(loaded, Path("student.gguf"), torch.float32)``.
 Source: llama.cpp, src/models/granite-hybrid.cpp for names and shapes, conversion/granite.py for the fields.
@@ -53,6 +55,7 @@ TOP = {
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
+IDLE_KV_HEADS = 1
 FILE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}
 
 
@@ -108,7 +111,8 @@ def _add_sizes(writer: Any, spec: ModelSpec) -> None:
     writer.add_vocab_size(spec.vocab_size)
     writer.add_context_length(spec.max_positions)
     writer.add_embedding_length(spec.d_model)
-    writer.add_block_count(spec.n_layers)
+    idle = _idle_layers(spec)
+    writer.add_block_count(spec.n_layers + idle)
     writer.add_feed_forward_length(spec.d_ff)
     writer.add_head_count(spec.n_heads)
     writer.add_key_length(spec.head_dim)
@@ -120,7 +124,9 @@ def _add_sizes(writer: Any, spec: ModelSpec) -> None:
         writer.add_head_count_kv(spec.n_kv_heads)
         return
     # A layer without key-value heads is a Mamba layer to llama.cpp.
-    writer.add_head_count_kv([spec.n_kv_heads if kind == "attention" else 0 for kind in spec.layer_types])
+    writer.add_head_count_kv(
+        [spec.n_kv_heads if kind == "attention" else 0 for kind in spec.layer_types] + [IDLE_KV_HEADS] * idle
+    )
     writer.add_rope_scaling_finetuned(True)  # the switch that turns rotary positions on
     writer.add_attention_scale(spec.head_dim**-0.5)
     writer.add_ssm_conv_kernel(spec.d_conv)
@@ -128,6 +134,10 @@ def _add_sizes(writer: Any, spec: ModelSpec) -> None:
     writer.add_ssm_state_size(spec.d_state)
     writer.add_ssm_time_step_rank(2 * spec.n_heads)
     writer.add_ssm_group_count(2 * spec.n_heads)
+
+
+def _idle_layers(spec: ModelSpec) -> int:
+    return int(spec.is_student and not spec.n_attention)
 
 
 def gguf_tensors(tensors: dict[str, Tensor], spec: ModelSpec) -> Iterator[tuple[str, Tensor]]:
@@ -151,6 +161,25 @@ def gguf_tensors(tensors: dict[str, Tensor], spec: ModelSpec) -> Iterator[tuple[
             yield prefix + BLOCK[leaf], pad_heads(leaf.removeprefix("mamba."), t, spec)
         else:
             yield prefix + BLOCK[leaf], t
+    if _idle_layers(spec):
+        yield from _idle_layer(spec, tensors["embed.weight"])
+
+
+def _idle_layer(spec: ModelSpec, like: Tensor) -> Iterator[tuple[str, Tensor]]:
+    prefix, d, inner = f"blk.{spec.n_layers}.", spec.d_model, spec.n_heads * spec.head_dim
+    for leaf in ("attn_norm.weight", "ffn_norm.weight"):
+        yield prefix + leaf, like.new_ones(d)
+    shapes = {
+        "attn_q.weight": (inner, d),
+        "attn_k.weight": (IDLE_KV_HEADS * spec.head_dim, d),
+        "attn_v.weight": (IDLE_KV_HEADS * spec.head_dim, d),
+        "attn_output.weight": (d, inner),
+        "ffn_gate.weight": (spec.d_ff, d),
+        "ffn_up.weight": (spec.d_ff, d),
+        "ffn_down.weight": (d, spec.d_ff),
+    }
+    for leaf, shape in shapes.items():
+        yield prefix + leaf, like.new_zeros(shape)
 
 
 def interleave(rows: Tensor, head_dim: int) -> Tensor:
