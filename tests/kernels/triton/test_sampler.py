@@ -14,7 +14,7 @@ from thinkfast.engine.request import SamplingParams
 from thinkfast.engine.rng import sample_key
 from thinkfast.engine.sampler import RowParams, mix_of
 from thinkfast.engine.sampler import draw as draw_reference
-from thinkfast.kernels.triton.sampler import BLOCK, CODE, LOGPROB, TOKEN, SampleRows, SampleWork, draw
+from thinkfast.kernels.triton.sampler import BLOCK, CERTAINTY, CODE, LOGPROB, NEWS, TOKEN, SampleRows, SampleWork, draw
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -40,7 +40,7 @@ def params_of(params: list[SamplingParams], count: int) -> RowParams:
 def run(
     logits: Tensor, params: RowParams, device: torch.device, filters: bool, limit: int = 100
 ) -> tuple[Tensor, SampleRows]:
-    """News [3, B] of one step, and the rows after it; token 1 ends a row, token 2 may complete a stop string."""
+    """News [NEWS, B] of one step, and the rows after it; token 1 ends a row, token 2 may complete a stop string."""
     b, v = logits.shape
     whole = torch.zeros(b, dtype=torch.int64)
     rows = SampleRows(
@@ -51,7 +51,7 @@ def run(
     rows = SampleRows(*(getattr(rows, name).to(device) for name in SampleRows.__slots__))
     eos, stops = torch.zeros(v, dtype=torch.uint8), torch.zeros(1, v, dtype=torch.uint8)
     eos[1] = stops[0, 2] = 1
-    news = torch.full((3, b), -7, dtype=torch.int32, device=device)
+    news = torch.full((NEWS, b), -7, dtype=torch.int32, device=device)
     work = SampleWork.make(b, v, device)
     work.sums.fill_(float("nan"))
     draw(logits.to(device), rows, eos.to(device), stops.to(device), work, news, filters)
@@ -68,6 +68,7 @@ def test_tokens_are_the_cpus(v: int, params: list[SamplingParams], filters: bool
     want = draw_reference(logits, mine, mix_of(mine))
     assert news[TOKEN].tolist() == want.tokens.tolist()
     assert news[LOGPROB].view(torch.float32).tolist() == pytest.approx(want.logprobs.tolist(), abs=2e-5)
+    assert news[CERTAINTY].view(torch.float32).tolist() == pytest.approx(want.certainty.tolist(), abs=2e-5)
     code = torch.where(want.tokens == 1, EOS, torch.where(want.tokens == 2, STOPS, GOES_ON))
     assert news[CODE].tolist() == code.tolist()
     assert rows.token.tolist() == want.tokens.tolist()

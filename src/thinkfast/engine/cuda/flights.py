@@ -1,7 +1,7 @@
 """News of steps on their way to the host: pinned memory and events, so that nobody waits for a step that still runs.
 
-A flight carries code, token and log-probability of every row of one draw. The host hears of a step when the next one
-has been launched; rows that were released in between, or whose slot has a new owner, are left out.
+A flight carries code, token, log-probability and certainty of every row of one draw. The host hears of a step when the
+next one has been launched; rows that were released in between, or whose slot has a new owner, are left out.
 
 Usage: ``flights.send(news, slots); codes = flights.land(current_slots)``.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from thinkfast.engine.pages import Ints
 from thinkfast.engine.rows import Said
-from thinkfast.kernels.triton.sampler import CODE, LOGPROB, TOKEN
+from thinkfast.kernels.triton.sampler import CERTAINTY, CODE, LOGPROB, NEWS, TOKEN
 
 
 @dataclass(slots=True)
@@ -36,6 +36,7 @@ class Flights:
         self._rows = rows
         self._tokens = np.zeros((slots, longest), dtype=np.int32)
         self._logprobs = np.zeros((slots, longest), dtype=np.float32)
+        self._certainty = np.zeros(slots)
         self._count = np.zeros(slots, dtype=np.int64)
         # A slot's owners are counted, so that news of one that has left reach nobody else.
         self._owner = np.zeros(slots, dtype=np.int64)
@@ -47,16 +48,18 @@ class Flights:
         """New owners for ``slots``."""
         self._owner[slots] += 1
         self._count[slots] = 0
+        self._certainty[slots] = 0.0
 
     def leave(self, slots: Ints) -> None:
         """The owners of ``slots`` are gone; what is on its way to them is dropped."""
         self._owner[slots] += 1
 
     def send(self, news: Tensor, slots: Ints) -> None:
-        """Start copying ``news`` [3, at least B] of the rows ``slots`` [B]."""
-        memory = (
-            self._memory.pop() if self._memory else torch.empty(3, self._rows, dtype=torch.int32, pin_memory=self._cuda)
-        )
+        """Start copying ``news`` [NEWS, at least B] of the rows ``slots`` [B]."""
+        if self._memory:
+            memory = self._memory.pop()
+        else:
+            memory = torch.empty(NEWS, self._rows, dtype=torch.int32, pin_memory=self._cuda)
         memory.copy_(news, non_blocking=True)
         done = None
         if self._cuda:
@@ -77,6 +80,7 @@ class Flights:
             place = self._count[slots]
             self._tokens[slots, place] = news[TOKEN, fresh]
             self._logprobs[slots, place] = news[LOGPROB, fresh].view(np.float32)
+            self._certainty[slots] += news[CERTAINTY, fresh].view(np.float32)
             self._count[slots] += 1
             self._code[slots] = news[CODE, fresh]
             self._memory.append(flight.memory)
@@ -88,4 +92,5 @@ class Flights:
     def said(self, slot: int) -> Said:
         """What has been heard of a slot's row."""
         n = int(self._count[slot])
-        return Said(tuple(self._tokens[slot, :n].tolist()), tuple(self._logprobs[slot, :n].tolist()))
+        tokens, logprobs = self._tokens[slot, :n].tolist(), self._logprobs[slot, :n].tolist()
+        return Said(tuple(tokens), tuple(logprobs), float(self._certainty[slot]) / n if n else None)

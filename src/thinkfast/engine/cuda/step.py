@@ -19,7 +19,7 @@ from thinkfast.engine.cuda.state import State
 from thinkfast.kernels.triton.attention import KVLayer, KVRows, SplitPlan, attend
 from thinkfast.kernels.triton.mixer import MixerLayer, MixerRows, MixerWork, mix
 from thinkfast.kernels.triton.norm import add_norm, embed_norm
-from thinkfast.kernels.triton.sampler import SampleRows, SampleWork, draw
+from thinkfast.kernels.triton.sampler import NEWS, SampleRows, SampleWork, draw
 from thinkfast.kernels.triton.swiglu import swiglu
 from thinkfast.models.attention import Attention
 from thinkfast.models.decoder import Block, Decoder
@@ -78,7 +78,7 @@ class Step:
         self.projected = torch.zeros(rows * wide, dtype=weight.dtype, device=dev)
         self.mixed, self.both, self.gated = buffer(inner), buffer(2 * spec.d_ff), buffer(spec.d_ff)
         self.logits = buffer(spec.vocab_size)
-        self.news = torch.zeros(3, rows, dtype=torch.int32, device=dev)
+        self.news = torch.zeros(NEWS, rows, dtype=torch.int32, device=dev)
         self.work = SampleWork.make(rows, spec.vocab_size, dev)
         self.mixing = MixerWork.make(rows, spec.n_heads, spec.head_dim, spec.d_state, weight.dtype, dev)
         worst = rows * (splits(rows, spec.n_kv_heads) + _PROMPT_SPLITS)

@@ -1,7 +1,7 @@
 """Sampling and bookkeeping of a step: one pass over the logits, then one small program a row.
 
-``draw`` reads the logits once, in blocks, and keeps of each block its peak and its sums of exponentials at temperature
-and at 1. The second kernel finds the block and in it the token at which the cumulative
+``draw`` reads the logits once, in blocks, and keeps of each block its peak, its sums of exponentials at temperature
+and at 1, and the sum of the logits. The second kernel finds the block and in it the token at which the cumulative
 distribution passes the row's uniform number (the counter-based one of engine/rng.py, so that a token does not depend
 on the batch), notes its log-probability, decides whether the row goes on, and moves the row's state. Rows with top-k,
 top-p or min-p go through a third kernel that finds, by bisection over the bits of the logits, which tokens are kept
@@ -25,8 +25,9 @@ from torch import Tensor
 from thinkfast.kernels.triton.launch import options, overlap, power_of_two, trigger, wait
 
 BLOCK = 4096
-# News of a row and step: its code, the token, the bits of its log-probability.
-CODE, TOKEN, LOGPROB = range(3)
+# News of a row and step: its code, the token, the bits of its log-probability and of how certain the model was.
+CODE, TOKEN, LOGPROB, CERTAINTY = range(4)
+NEWS = 4
 _LENGTH, _EOS, _ERROR = 2, 3, 4
 
 
@@ -54,7 +55,7 @@ class SampleRows:
 
 @dataclass(frozen=True, slots=True)
 class SampleWork:
-    """Sums of blocks [4, B, J] fp32 and, of rows with filters, the token found [B] int32."""
+    """Sums of blocks [5, B, J] fp32 and, of rows with filters, the token found [B] int32."""
 
     sums: Tensor
     found: Tensor
@@ -63,7 +64,7 @@ class SampleWork:
     def make(cls, rows: int, vocabulary: int, device: torch.device) -> SampleWork:
         """Room for ``rows`` rows."""
         blocks = triton.cdiv(vocabulary, BLOCK)
-        sums = torch.empty(4, rows, blocks, dtype=torch.float32, device=device)
+        sums = torch.empty(5, rows, blocks, dtype=torch.float32, device=device)
         return cls(sums, torch.empty(rows, dtype=torch.int32, device=device))
 
 
@@ -77,7 +78,8 @@ def _scan(LOGITS, SUMS, ACTIVE, INVERSE, V, stride, J: tl.constexpr, BV: tl.cons
     trigger(PDL)
     x = tl.load(LOGITS + b * V + i, mask=i < V, other=float("-inf")).to(tl.float32)
     peak = tl.max(x, 0)
-    lowest = tl.min(tl.where(i < V, x, 0.0), 0)
+    there = tl.where(i < V, x, 0.0)
+    lowest = tl.min(there, 0)
     safe = tl.where(tl.abs(peak) < float("inf"), peak, 0.0)
     warm = tl.sum(tl.exp2((x - safe) * inverse), 0)
     plain = tl.sum(tl.exp2((x - safe) * 1.4426950408889634), 0)
@@ -88,6 +90,7 @@ def _scan(LOGITS, SUMS, ACTIVE, INVERSE, V, stride, J: tl.constexpr, BV: tl.cons
     tl.store(SUMS + stride, warm)
     tl.store(SUMS + 2 * stride, plain)
     tl.store(SUMS + 3 * stride, bad)
+    tl.store(SUMS + 4 * stride, tl.sum(there, 0))
 
 
 @triton.jit
@@ -147,7 +150,10 @@ def _pick(
     likeliest = block * BV + tl.min(tl.where(x == peak, k, BV - 1), 0)
     token = tl.where(greedy, likeliest, token)
     token = tl.minimum(tl.maximum(token, 0), V - 1)
-    logprob = tl.load(LOGITS + b * V + token).to(tl.float32) - safe - tl.log(total)
+    normaliser = safe + tl.log(total)
+    logprob = tl.load(LOGITS + b * V + token).to(tl.float32) - normaliser
+    # KL(uniform, model), arXiv 2502.18581.
+    certainty = normaliser - tl.sum(tl.load(SUMS + 4 * stride, mask=there, other=0.0), 0) / V - tl.log(V + 0.0)
 
     drawn += 1
     maybe = tl.load(STOPS + tl.load(STOP + slot) * V + token).to(tl.int32)
@@ -158,6 +164,7 @@ def _pick(
     tl.store(NEWS + b, code)
     tl.store(NEWS + news + b, token)
     tl.store(NEWS + 2 * news + b, logprob.to(tl.int32, bitcast=True))
+    tl.store(NEWS + 3 * news + b, certainty.to(tl.int32, bitcast=True))
     if tl.load(ALIVE + slot) != 0:
         tl.store(TOKEN + slot, token)
         tl.store(POSITION + slot, tl.load(POSITION + slot) + 1)
@@ -278,7 +285,7 @@ def _filtered(
 def draw(
     logits: Tensor, rows: SampleRows, eos: Tensor, stops: Tensor, work: SampleWork, news: Tensor, filters: bool
 ) -> None:
-    """Draw one token a row from logits [B, V] and move the rows that are alive; ``news`` [3, B or more] int32.
+    """Draw one token a row from logits [B, V] and move the rows that are alive; ``news`` [NEWS, B or more] int32.
 
     eos [V] uint8 marks end tokens, stops [tables, V] uint8 tokens that may complete a stop string. Without
     ``filters`` rows must not ask for top_k, top_p or min_p. News of rows that have ended before mean nothing.
