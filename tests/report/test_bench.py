@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from thinkfast.engine import runner as runner_module
 from thinkfast.errors import CapacityError, InputError, ModelError
 from thinkfast.models.checkpoint import save_checkpoint
 from thinkfast.models.decoder import Decoder, init_weights
@@ -238,7 +239,7 @@ def test_mistakes_are_explained_before_anything_runs(
 def test_a_grid_that_does_not_fit_is_refused_with_its_plan(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_module, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(runner_module, "available_memory", lambda device: 1000)
     with pytest.raises(CapacityError, match="does not fit in memory"):
         bench(config(folders))
 

@@ -49,6 +49,7 @@ def run(
     """
     import torch
     from rich.console import Console
+    from rich.text import Text
 
     from thinkfast.commands._benchview import print_bench
     from thinkfast.errors import InputError
@@ -85,8 +86,13 @@ def run(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        with Console(stderr=True, highlight=False).status("") as status:
-            found = bench(config, say=status.update, notes=notes)
+        beside = Console(stderr=True, highlight=False)
+
+        def show(name: str, plan: object) -> None:
+            beside.print(Text(f"{name}: {plan}", style="dim"))
+
+        with beside.status("") as status:
+            found = bench(config, say=status.update, notes=notes, on_plan=show)
     finally:
         torch.set_num_threads(before)
     line = json.dumps(found)

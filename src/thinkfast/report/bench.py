@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from thinkfast.config import to_dict
-from thinkfast.engine.plan import available_memory
+from thinkfast.engine.plan import MemoryPlan
+from thinkfast.engine.runners import plan_for
 from thinkfast.models.loading import ASSETS, EMBEDDED, Loaded, load_model, require_device
 from thinkfast.provenance import provenance
 from thinkfast.report.benchconfig import BenchConfig, Case, RatioKind
@@ -54,18 +55,26 @@ class Entry:
         return self.contestant.system, self.contestant.engine
 
 
-def bench(config: BenchConfig, say: Say | None = None, notes: Sequence[str] = ()) -> dict[str, Any]:
+def bench(
+    config: BenchConfig,
+    say: Say | None = None,
+    notes: Sequence[str] = (),
+    on_plan: Callable[[str, MemoryPlan], None] | None = None,
+) -> dict[str, Any]:
     """Run the whole grid; returns JSON-ready data, a superset of what the report takes as `bench`.
+
+    say: progress. on_plan: each system's memory plan, before any of it is allocated.
 
     Errors: InputError, ModelError or CapacityError before anything is timed; ModelError for weights that give NaN.
     """
     config.validate()
     dtype, device = DTYPES[config.dtype], require_device(config.device)
     loaded = {s.name: load_model(s.model, dtype, device) for s in system_list(config.models)}
-    available = available_memory(device)
-    for one in loaded.values():
-        config.check(one.spec, dtype.itemsize, available)
     say = say or (lambda text: None)
+    plans = {name: plan_for(one.model, max(config.batches), config.longest) for name, one in loaded.items()}
+    for name, plan in plans.items():
+        if on_plan is not None:
+            on_plan(name, plan)
     load = os.getloadavg()
     say("measuring the machine")
     machine = machine_profile(device, dtype)
@@ -89,6 +98,7 @@ def bench(config: BenchConfig, say: Say | None = None, notes: Sequence[str] = ()
         "student_vs_teacher_one_prompt": run.best("student_vs_teacher", shared=True),
         "step_curves": {name: asdict(curve) | {"slope": curve.slope} for name, curve in curves.items()},
         "break_even": run.break_even(curves),
+        "plans": {name: str(plan) for name, plan in plans.items()},
         "notes": run.notes,
     }
 

@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from thinkfast.engine.plan import make_plan
 from thinkfast.errors import InputError
-from thinkfast.models.spec import ModelSpec
 from thinkfast.report.evalconfig import system_list
 
 DEFAULT_MODELS = ("tiny", "tiny-hybrid", "tiny-pure")
@@ -93,10 +91,6 @@ class BenchConfig:
     def longest(self) -> int:
         """Tokens of the longest chain, its prompt included."""
         return self.prompt_tokens + max(self.new_tokens)
-
-    def check(self, spec: ModelSpec, itemsize: int, available: int | None) -> None:
-        """Refuse a grid that ``spec`` cannot run, before any time is spent. Errors: InputError, CapacityError."""
-        make_plan(spec, max(self.batches), self.longest, itemsize, available)
 
     def wanted(self, kind: RatioKind, case: Case) -> float | None:
         """The ratio this case is held to; None where no promise was made."""

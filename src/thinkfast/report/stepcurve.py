@@ -18,7 +18,8 @@ import torch
 from thinkfast.engine.plan import PREFILL_TOKENS
 from thinkfast.engine.request import SamplingParams
 from thinkfast.engine.rows import RowStart
-from thinkfast.engine.runner import Runner, Start, plan_for
+from thinkfast.engine.runner import Start
+from thinkfast.engine.runners import AnyRunner, make_runner, plan_for
 from thinkfast.models.loading import Loaded
 from thinkfast.report.breakeven import Curve, Floats
 
@@ -36,17 +37,16 @@ def step_curves(
         for name, runner in runners.items():
             if say is not None:
                 say(f"{name}: step time up to context {longest}")
-            times[name].append(_steps(runner, batch, longest))
+            times[name].append(_steps(runner, models[name].spec.vocab_size, batch, longest))
     return {name: _curve(np.stack(found)) for name, found in times.items()}
 
 
-def _runner(loaded: Loaded, batch: int, longest: int) -> Runner:
-    return Runner(loaded.model, plan_for(loaded.model, batch, longest), loaded.tokenizer.eos_ids)
+def _runner(loaded: Loaded, batch: int, longest: int) -> AnyRunner:
+    return make_runner(loaded.model, plan_for(loaded.model, batch, longest), loaded.tokenizer.eos_ids)
 
 
-def _steps(runner: Runner, batch: int, longest: int) -> Floats:
-    """Seconds of each of longest - PROMPT steps; the first attends over PROMPT + 1 tokens."""
-    size = runner.model.spec.vocab_size
+def _steps(runner: AnyRunner, size: int, batch: int, longest: int) -> Floats:
+    """Seconds of each of longest - PROMPT steps, the first over PROMPT + 1 tokens; ``size``: of the vocabulary."""
     prompts = torch.randint(0, size, (batch, PROMPT), generator=torch.Generator().manual_seed(0)).tolist()
     params = SamplingParams(max_tokens=longest, ignore_eos=True)
     for first in range(0, batch, PREFILL_TOKENS // PROMPT):
@@ -57,7 +57,7 @@ def _steps(runner: Runner, batch: int, longest: int) -> Floats:
     times = np.empty(longest - PROMPT)
     for i in range(len(times)):
         began = time.perf_counter()
-        runner.step()  # its codes travel to the host, so it ends when the device is done
+        runner.step()  # it ends when the device is done with it, or, where the host runs ahead, with the one before
         times[i] = time.perf_counter() - began
     runner.release(range(batch))
     return times
