@@ -34,6 +34,23 @@ def test_a_tally_stands_as_the_majority_vote_says(keys: list[str | None]) -> Non
     assert sum(s.count for s in standings) == sum(key is not None for key in keys)
 
 
+@given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from(["1", "1.0", "2", "3", None])), max_size=30), st.data())
+def test_counting_on_says_what_counting_anew_says(steps: list[tuple[int, str | None]], data: st.DataObject) -> None:
+    """Also where a ballot takes an earlier one's place and where keys turn out to mean the same."""
+    merged: dict[str, str] = {}
+    tally = Tally(same=lambda key: merged.get(key, key))
+    for index, key in steps:
+        tally.add(Ballot(chain("", index=index), key, key, 0.0))
+        if data.draw(st.integers(0, 5)) == 0:
+            merged["3"] = "2"
+            tally.recount()
+        anew = Tally(same=lambda key: merged.get(key, key))
+        for ballot in tally.ballots:
+            anew.add(ballot)
+        anew.recount()
+        assert tally.standings() == anew.standings()
+
+
 @given(KEYS, st.integers(0, 3))
 def test_unbeatable_means_that_no_continuation_changes_the_winner(keys: list[str | None], remaining: int) -> None:
     now = majority(keys).key

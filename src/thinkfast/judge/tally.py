@@ -75,6 +75,8 @@ class Tally:
         self.voter = voter
         self._same = same
         self._ballots: dict[int, Ballot] = {}  # by the number of the sample
+        # Per key its surface forms, in the order in which keys were first seen; None where to be counted anew.
+        self._forms: dict[str, Counter[str]] | None = {}
         self._standings: tuple[Standing, ...] | None = ()
 
     @property
@@ -89,12 +91,16 @@ class Tally:
 
     def add(self, ballot: Ballot) -> None:
         """Count one ballot, or put it in the place of an earlier one of the same chain (now it has a score)."""
+        if ballot.chain.index in self._ballots:
+            self._forms = None
+        elif self._forms is not None:
+            self._note(self._forms, ballot)
         self._ballots[ballot.chain.index] = ballot
         self._standings = None
 
     def recount(self) -> None:
         """Count again: keys have turned out to mean the same."""
-        self._standings = None
+        self._forms = self._standings = None
 
     def standings(self) -> tuple[Standing, ...]:
         """Every answer with its votes, the leader first; of equal weights the one whose first ballot came earlier."""
@@ -103,21 +109,37 @@ class Tally:
         return self._standings
 
     def _count(self) -> tuple[Standing, ...]:
-        ballots = list(self._ballots.values())
-        keys = [None if ballot.key is None else self._same(ballot.key) for ballot in ballots]
-        weights = weigh(keys, [ballot.value(self.voter.reads) for ballot in ballots], self.voter).tolist()
-        forms: dict[str, Counter[str]] = {}  # in the order in which keys were first seen
-        sums: dict[str, float] = {}
-        for ballot, key, weight in zip(ballots, keys, weights, strict=True):
-            if key is not None:
-                forms.setdefault(key, Counter())[ballot.answer or key] += 1
-                sums[key] = sums.get(key, 0.0) + weight
-        whole = math.fsum(weights) or 1.0
+        if self._forms is None:
+            self._forms = {}
+            for ballot in self._ballots.values():
+                self._note(self._forms, ballot)
+        forms = self._forms
+        # Equal weights need no look at every ballot: at hundreds of chains a second that is most of the judging.
+        if self.voter.reads:
+            sums, whole = self._weights()
+        else:
+            sums, whole = {key: float(form.total()) for key, form in forms.items()}, float(self.total)
         found = [
-            Standing(max(form, key=lambda f: form[f]), key, form.total(), min(sums[key] / whole, 1.0), first, sums[key])
+            Standing(max(form, key=form.__getitem__), key, form.total(), min(sums[key] / whole, 1.0), first, sums[key])
             for first, (key, form) in enumerate(forms.items())
         ]
         return tuple(sorted(found, key=lambda s: -s.weight))
+
+    def _note(self, forms: dict[str, Counter[str]], ballot: Ballot) -> None:
+        if ballot.key is not None:
+            key = self._same(ballot.key)
+            forms.setdefault(key, Counter())[ballot.answer or key] += 1
+
+    def _weights(self) -> tuple[dict[str, float], float]:
+        """What each key's ballots weigh together, and all ballots."""
+        ballots = list(self._ballots.values())
+        keys = [None if ballot.key is None else self._same(ballot.key) for ballot in ballots]
+        weights = weigh(keys, [ballot.value(self.voter.reads) for ballot in ballots], self.voter).tolist()
+        sums: dict[str, float] = {}
+        for key, weight in zip(keys, weights, strict=True):
+            if key is not None:
+                sums[key] = sums.get(key, 0.0) + weight
+        return sums, math.fsum(weights) or 1.0
 
     @property
     def leader(self) -> Standing | None:
