@@ -69,18 +69,22 @@ class Poll:
         params = replace(self.params, n=self.begun - first)
         return Request(self.asked[-1], self.prompt, params, first, str(self.number))
 
-    def count(self, chain: Chain, seconds: float) -> list[Event]:
-        """Read a chain and count its ballot; a cut chain counts where it had marked an answer already."""
+    def count(self, chain: Chain, seconds: float, late: bool = False) -> list[Event]:
+        """Read a chain and count its ballot; a cut chain counts where it had marked an answer already. late: time is
+        up, and how the vote stands after every one of many chains is no longer told, only at the end.
+        """
         ballot = self.read(chain, seconds)
         self.ballots.append(ballot)
         if ballot.finished:
             self._tokens += len(chain.tokens)
         elif ballot.key is None:
             return []
-        before = self.tally.leader
+        before = None if late else self.tally.leader
         self.tally.add(ballot)
         self.finished += ballot.finished
         events: list[Event] = [ChainFinished(self.number, ballot, self.finished, self.params.n)]
+        if late:
+            return events
         if ballot.key is not None:
             events.append(self._changed(before, seconds))
         return [*events, *self._decide(seconds)] if ballot.finished else events

@@ -123,8 +123,8 @@ class Run:
         poll = self.polls[int(chain.request.partition("/")[0])]
         self._flying.pop((chain.request, chain.index), None)
         self._changed = True
-        seconds = self.source.now() - self.started
-        events = poll.count(chain, seconds)
+        now = self.source.now()
+        events = poll.count(chain, now - self.started, late=now >= self.deadline)
         ballot = poll.ballots[-1]
         if ballot.finished:
             self.pace.ended(len(chain.tokens))
