@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +53,20 @@ def _fold(t: Tensor, heads: int, group: int) -> Tensor | None:
     return copies[:, 0].reshape(-1, *t.shape[1:]) if bool((copies == copies[:, :1]).all()) else None
 
 
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    """torch.cat, which of meta tensors, asked for their shape, imports torch's compiler and takes a second."""
+    if parts[0].is_meta:
+        return parts[0].new_empty((sum(map(len, parts)), *parts[0].shape[1:]))
+    return torch.cat(tuple(parts))
+
+
 def _mamba_to_stock(t: dict[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
     h, k, g, p, n = spec.n_heads, spec.ssm_kv_heads, spec.ssm_group, spec.head_dim, spec.d_state
 
     def unfold(rows: Tensor, lead: tuple[int, ...]) -> Tensor:
-        if rows.is_meta:  # for its shape; torch.cat of meta tensors imports torch's compiler, which takes a second
-            more = (g - 1) * (k * p + k * n)
-            return rows.new_empty((len(rows) + more, *rows.shape[1:]))
         parts = rows.split_with_sizes((*lead, k * p, k * n, h * n, *((h,) if lead else ())))
         at = len(lead)
-        return torch.cat((*parts[:at], _expand(parts[at], k, g), _expand(parts[at + 1], k, g), *parts[at + 2 :]))
+        return _cat((*parts[:at], _expand(parts[at], k, g), _expand(parts[at + 1], k, g), *parts[at + 2 :]))
 
     out = {
         "in_proj.weight": unfold(t["in_proj.weight"], (h * p,)),
@@ -84,9 +88,6 @@ def _mamba_from_stock(t: dict[str, Tensor], spec: ModelSpec) -> dict[str, Tensor
     h, k, g, p, n = spec.n_heads, spec.ssm_kv_heads, spec.ssm_group, spec.head_dim, spec.d_state
 
     def fold(rows: Tensor, lead: tuple[int, ...]) -> Tensor:
-        if rows.is_meta:  # for its shape; torch.cat of meta tensors imports torch's compiler, which takes a second
-            more = (g - 1) * (k * p + k * n)
-            return rows.new_empty((len(rows) + more, *rows.shape[1:]))
         parts = rows.split_with_sizes((*lead, h * p, h * n, h * n, *((h,) if lead else ())))
         at = len(lead)
         x, b = _fold(parts[at], k, g), _fold(parts[at + 1], k, g)
