@@ -44,8 +44,9 @@ class Dressed:
 
     def decode(self, ids: Sequence[int]) -> str:
         self._count += 1
-        algebra = rf"\\boxed{{\\frac{{\1x+{self._count}}}{{x+{self._count}}}}}"
-        return re.sub(r"\\boxed\{(\d+)\}", algebra, self._inner.decode(ids))
+        algebra = rf"\frac{{%sx+{self._count}}}{{x+{self._count}}}"
+        # A function, because a template would be compiled anew each time, at four times the cost of the rest.
+        return re.sub(r"\\boxed\{(\d+)\}", lambda found: rf"\boxed{{{algebra % found[1]}}}", self._inner.decode(ids))
 
 
 class Hanging:

@@ -16,12 +16,16 @@ import thinkfast.engine.llm
 import thinkfast.engine.session
 import thinkfast.judge.solve
 import thinkfast.judge.source
+from thinkfast.data.prompts import prompt_tokens
 from thinkfast.engine.llm import LLM
+from thinkfast.engine.request import Chain, SamplingParams
 from thinkfast.errors import InputError, ModelError
-from thinkfast.judge.deciding import Posterior
+from thinkfast.judge.deciding import Posterior, never
 from thinkfast.judge.events import Answered, ChainFinished, Decided, Event, Started, VoteChanged
+from thinkfast.judge.run import READING, Play
 from thinkfast.judge.solve import solve, solve_many, stream
-from thinkfast.judge.tally import Tally
+from thinkfast.judge.source import Live
+from thinkfast.judge.tally import Ballot, Tally, read
 from thinkfast.models.loading import load_model
 
 CARDS = (
@@ -61,10 +65,6 @@ def clock(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     for module in (thinkfast.engine.llm, thinkfast.engine.session, thinkfast.judge.solve, thinkfast.judge.source):
         monkeypatch.setattr(module, "time", fake)
     return now
-
-
-def never(tally: Tally, remaining: int) -> bool:
-    return False
 
 
 def after(votes: int) -> Callable[[Tally, int], bool]:
@@ -256,6 +256,25 @@ def test_the_wall_clock_agrees(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Non
         assert found.seconds > seconds - shortest * slowest
         late.append(took - seconds - slowest)
     assert sorted(late)[2] < 0.05
+
+
+def test_reading_stops_soon_after_the_deadline(llm: LLM, clock: SimpleNamespace) -> None:
+    """Eight chains or more are cut together, and reading each takes 10 ms: the last of them stay unread."""
+
+    def slowly(chain: Chain, seconds: float) -> Ballot:
+        clock.seconds += 0.01 if chain.finish == "deadline" else 0.0
+        return read(chain, seconds)
+
+    params, began, seconds = SamplingParams(n=256), clock.seconds, 0.5
+    prompt = tuple(prompt_tokens(llm.tokenizer, CARDS))
+    play = Play(Live(llm), [CARDS], [prompt], params, stop_rule=never, read=slowly)
+    (found,) = (event.solution for event in play.events(began, seconds) if isinstance(event, Answered))
+    assert clock.seconds - began <= seconds + 16 * ROW_STEP + 0.05
+    cut = [ballot for ballot in found.chains if not ballot.finished]
+    unread = [ballot for ballot in cut if ballot.seconds >= seconds + READING]
+    assert len(cut) >= 8
+    assert len(cut) - 4 <= len(unread) < len(cut)
+    assert not any(ballot.key for ballot in unread)
 
 
 def test_loading_counts_and_may_use_up_the_time() -> None:

@@ -31,11 +31,12 @@ class Merger:
         """A ballot has this key; pairs that keys alone do not decide are asked, the older answer as the gold one."""
         if key in self._answers:
             return
-        for other in list(self._answers)[:MOST_PAIRS]:
+        others = list(self._answers)[:MOST_PAIRS]
+        self._answers[key] = answer  # before anything is asked: the thread looks it up
+        for other in others:
             if compare_keys(key, other) is None:
                 self._start()
                 self._asked.put((key, other))
-        self._answers[key] = answer
 
     def collect(self) -> bool:
         """Take in verdicts that have come; whether any joined two keys."""

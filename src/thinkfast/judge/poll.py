@@ -89,6 +89,10 @@ class Poll:
             events.append(self._changed(before, seconds))
         return [*events, *self._decide(seconds)] if ballot.finished else events
 
+    def skip(self, chain: Chain, seconds: float) -> None:
+        """Keep a chain that there is no time left to read. It votes for nothing, as if cut before it had an answer."""
+        self.ballots.append(Ballot(chain, None, None, seconds))
+
     def score(self, scored: Ballot, seconds: float) -> list[Event]:
         """Put a ballot with its score in the place of the same ballot without one."""
         place = next(i for i, b in enumerate(self.ballots) if b.chain is scored.chain)

@@ -29,6 +29,7 @@ from thinkfast.judge.source import Source
 from thinkfast.judge.tally import Ballot, StopRule, Tally, read, unbeatable
 from thinkfast.judge.voters import MAJORITY, Voter
 
+READING = 0.03  # seconds after the deadline in which chains are still read; the answer is due within 0.05
 LOOKS = 8  # steps between two looks at the clock where nothing has changed
 BATCHED = 8  # rows are refilled once an eighth of the width is free: each refill prefills its prompts again
 
@@ -124,6 +125,9 @@ class Run:
         self._flying.pop((chain.request, chain.index), None)
         self._changed = True
         now = self.source.now()
+        if now >= self.deadline + READING:
+            poll.skip(chain, now - self.started)
+            return
         events = poll.count(chain, now - self.started, late=now >= self.deadline)
         ballot = poll.ballots[-1]
         if ballot.finished:
