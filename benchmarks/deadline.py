@@ -1,8 +1,7 @@
-"""Is an answer there by T seconds, one decode step and 50 ms, also while the checker hangs? And what does judging cost?
+"""Is an answer there by T seconds, one decode step and 50 ms, also while the checker hangs?
 
 Each try solves another problem with more chains than can finish. In half of them the chains' answers are dressed up as
-algebra that keys cannot compare, and the checker that is asked never comes back. Overhead is the share of the wall
-time that the engine spent neither in prefill nor in decode steps: scheduling, reading chains, voting, events.
+algebra that keys cannot compare, and the checker that is asked never comes back. What judging costs: overhead.py.
 
     python benchmarks/deadline.py --tries 200 --seconds 1 --out results/deadline-cpu.json
 """
@@ -88,19 +87,16 @@ def main() -> None:
 
         llm._runner.step = timed  # type: ignore[method-assign]
         solve(problems[0].question, seconds=0.3, model=llm)
-    tries, busy, wall = [], 0.0, 0.0
+    tries = []
     for number, problem in enumerate(problems, start=options.first):
         hangs = number % 2 == 1
         llm, checker = (dressed, Hanging()) if hangs else (plain, None)
         rule = Posterior(0.99) if number % 4 == 0 else never
-        before, slowest, began = replace(llm.stats), 0.0, time.monotonic()
+        slowest, began = 0.0, time.monotonic()
         found = solve(
             problem.question, seconds=options.seconds, model=llm, n=1024, checker=checker, seed=number, stop_rule=rule
         )
         took = time.monotonic() - began
-        spent = llm.stats.prefill_seconds + llm.stats.decode_seconds
-        busy += spent - before.prefill_seconds - before.decode_seconds
-        wall += took
         late = took - options.seconds - slowest
         tries.append(
             {
@@ -117,7 +113,6 @@ def main() -> None:
         )
     earlier = json.loads(options.out.read_text()) if options.out and options.out.is_file() else {}
     tries = [*earlier.get("tries", []), *tries]
-    busy, wall = busy + earlier.get("busy", 0.0), wall + earlier.get("wall", 0.0)
     kept = [t["late"] <= GRACE for t in tries]
     result = {
         "what": "tries answered within T + the slowest decode step of the try + 50 ms",
@@ -129,12 +124,9 @@ def main() -> None:
             q: 1e3 * float(np.quantile([t["late"] for t in tries], p)) for q, p in (("median", 0.5), ("max", 1))
         },
         "past_T_ms_max": 1e3 * max(t["took"] - options.seconds for t in tries),
-        "overhead_share": 1 - busy / wall,
         "seconds": options.seconds,
         "model": options.model,
         "threads": torch.get_num_threads(),
-        "busy": busy,
-        "wall": wall,
         "tries": tries,
     }
     publish(result, options.out, unprinted=("tries", "provenance"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -30,6 +31,14 @@ def test_the_facts_are_there_and_are_json() -> None:
     versions = provenance.versions()
     assert versions["torch"] == torch.__version__
     assert versions["thinkfast"] == thinkfast.__version__
+
+
+def test_peak_memory_is_what_this_process_held() -> None:
+    held = torch.ones(64 << 20, dtype=torch.uint8)
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
+    peak = provenance.peak_memory_gib()
+    assert peak is not None
+    assert held.numel() / 2**30 < resident * 0.99 < peak < 64
 
 
 def test_commit_is_that_of_our_checkout_only(tmp_path: Path) -> None:

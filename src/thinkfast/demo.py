@@ -107,7 +107,7 @@ def run_demo(config: DemoConfig, out: Path, console: Console, command: str = "th
     import torch
 
     from thinkfast.commands._evalview import EvalView, print_result
-    from thinkfast.provenance import provenance
+    from thinkfast.provenance import peak_memory_gib, provenance
     from thinkfast.report.evaluate import EvalConfig, evaluate
     from thinkfast.report.render import render_report
     from thinkfast.report.samples import SAMPLES
@@ -159,10 +159,13 @@ def run_demo(config: DemoConfig, out: Path, console: Console, command: str = "th
     if not bench.is_file():
         atomic_write(bench, json.dumps(_bench(out, list(recipes), config)) + "\n")
     results["bench"] = json.loads(bench.read_text())
+    results["peak_memory_gib"] = peak_memory_gib()
     atomic_write(out / "results.json", json.dumps(results) + "\n")
     print_result(results, out, render_report(results, out), console)
     console.print(f"students: {out / 'hybrid' / 'model'}, {out / 'pure' / 'model'}")
-    console.print(f"the demo took {time.monotonic() - started:.0f} s")
+    peak = peak_memory_gib()
+    held = "" if peak is None else f" and at most {peak:.2f} GiB of memory"
+    console.print(f"the demo took {time.monotonic() - started:.0f} s{held}")
     return results
 
 

@@ -178,10 +178,10 @@ def test_weights_that_give_nan_are_an_error_not_a_speed(folders: dict[str, Path]
 def test_curves_time_every_context_once_a_turn(folders: dict[str, Path]) -> None:
     models: dict[str, Loaded] = {name: load_model(path) for name, path in folders.items()}
     said: list[str] = []
-    curves = step_curves(models, batch=2, longest=PROMPT + 16, turns=2, say=said.append)
+    curves = step_curves(models, batch=2, longest=PROMPT + 17, turns=2, say=said.append)
     assert [text.split(":")[0] for text in said] == [*SPECS, *SPECS]
     for curve in curves.values():
-        # 16 steps in 8 windows of two: contexts PROMPT + 1 .. PROMPT + 16.
+        # The first of 17 new tokens is the fork's: 16 steps in 8 windows of two, contexts PROMPT + 1 .. PROMPT + 16.
         assert curve.context == tuple(PROMPT + 1.5 + 2 * i for i in range(8))
 
 

@@ -42,19 +42,20 @@ def step_curves(
 
 
 def _runner(loaded: Loaded, batch: int, longest: int) -> AnyRunner:
-    return make_runner(loaded.model, plan_for(loaded.model, batch, longest), loaded.tokenizer.eos_ids)
+    return make_runner(loaded.model, plan_for(loaded.model, batch, max(longest, PROMPT + 2)), loaded.tokenizer.eos_ids)
 
 
 def _steps(runner: AnyRunner, size: int, batch: int, longest: int) -> Floats:
-    """Seconds of each of longest - PROMPT steps, the first over PROMPT + 1 tokens; ``size``: of the vocabulary."""
+    """Seconds of each of ``new`` - 1 steps, the first over PROMPT + 1 tokens; ``size``: of the vocabulary."""
+    new = max(longest - PROMPT, 2)  # a fork draws the first of them
     prompts = torch.randint(0, size, (batch, PROMPT), generator=torch.Generator().manual_seed(0)).tolist()
-    params = SamplingParams(max_tokens=longest, ignore_eos=True)
+    params = SamplingParams(max_tokens=new, ignore_eos=True)
     for first in range(0, batch, PREFILL_TOKENS // PROMPT):
         part = prompts[first : first + PREFILL_TOKENS // PROMPT]
         handles = runner.prefill(part)
-        rows = [(RowStart(first + i, params, longest, PROMPT),) for i in range(len(part))]
+        rows = [(RowStart(first + i, params, new, PROMPT),) for i in range(len(part))]
         runner.fork([Start(handle, row, last=True) for handle, row in zip(handles, rows, strict=True)])
-    times = np.empty(longest - PROMPT)
+    times = np.empty(new - 1)
     for i in range(len(times)):
         began = time.perf_counter()
         runner.step()  # it ends when the device is done with it, or, where the host runs ahead, with the one before
