@@ -29,9 +29,9 @@ def result(stem: str) -> Any:
 
 
 def figure(stem: str, path: str, form: str = "") -> str:
-    """One value; steps of the path are keys, or places in a list."""
+    """One value; steps of the path, between slashes where a key has a dot, are keys or places in a list."""
     value = result(stem)
-    for step in path.split("."):
+    for step in path.split("/" if "/" in path else "."):
         value = value[int(step)] if isinstance(value, list) else value[step]
     return format(value, form)
 
@@ -89,9 +89,14 @@ def reallocation(stem: str) -> str:
     return table(["seconds", "uniform", "early stop", "posterior", "learned"], lines)
 
 
-def gpu() -> str:
+def teaches(name: str) -> bool:
+    """Whether a model of the GPU tables is a teacher, under the names of its first figures or those of today."""
+    return name.startswith("teacher") or ("/" not in name and name.startswith("llama"))
+
+
+def gpu(stem: str = "gpu-engine") -> str:
     """Every cell of one sample a prompt, beside vLLM's where it ran in the same lease."""
-    found = result("gpu-engine")
+    found = result(stem)
     cells: dict[tuple[int, int, int], dict[str, Any]] = {}
     for one in found["ours"]:
         if one["samples"] == 1 and one["rows"] == one["B"] and one["state"] == "bf16":
@@ -99,14 +104,14 @@ def gpu() -> str:
     theirs = {(one["model"], one["B"], one["P"], one["O"]): one["tok_s"] for one in found["vllm"]}
     lines = []
     for (b, p, o), models in sorted(cells.items()):
-        teachers = [one["tok_s"] for name, one in models.items() if name.startswith("teacher")]
+        teachers = [one["tok_s"] for name, one in models.items() if teaches(name)]
         best = max([*teachers, theirs.get((VLLM["teacher-1b"], b, p, o), 0.0)])
-        for name, one in sorted(models.items(), key=lambda each: (not each[0].startswith("teacher"), each[0])):
+        for name, one in sorted(models.items(), key=lambda each: (not teaches(each[0]), each[0])):
             other = theirs.get((VLLM.get(name, name), b, p, o))
             share = one["bound_ms_per_step"] / one["ms_per_step"]
             own = [f"{one['tok_s']:,.0f}", f"{one['ms_per_step']:.2f}", f"{share:.0%}"]
             beside = [f"{other:,.0f}", f"{one['tok_s'] / other:.2f}x"] if other else ["", ""]
-            lines.append([f"{b} / {p} / {o}", name, *own, *beside, f"{one['tok_s'] / best:.2f}x"])
+            lines.append([f"{b} / {p} / {o}", name, *own, *beside, f"{one['tok_s'] / best:.2f}x" if best else ""])
     head = ["B / P / O", "model", "tokens/s", "ms a step", "share of the bound", "vLLM", "against vLLM's"]
     return table([*head, "against the best teacher"], lines)
 

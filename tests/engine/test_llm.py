@@ -56,6 +56,21 @@ def test_prefill_and_steps_equal_the_full_forward(kind: str, n: int) -> None:
             assert (chain.finish, chain.prompt_tokens, len(chain.tokens)) == ("length", len(p), 80)
 
 
+def test_weights_in_eight_bits_decode_as_their_own_forward(kind: str) -> None:
+    """The same rounding of the same rows in prefill, step and forward; an input on an edge may fall to either side."""
+    llm = LLM(loaded(kind), 4, 200, fp8_weights=True)
+    assert llm.step_path == "torch"
+    assert llm.plan.weight_bytes < engine(kind).plan.weight_bytes
+    p = prompt(37)
+    for chain in llm.generate([p], with_params(SAMPLED, n=3, max_tokens=80))[0]:
+        found = torch.tensor(chain.logprobs)
+        own, exact = (reference_logprobs(one.loaded.model, p, chain.tokens) for one in (llm, engine(kind)))
+        off = (found - own[range(80), chain.tokens]).abs()
+        rounding = (own - exact)[range(80), chain.tokens].abs()
+        assert off.median() < 1e-3
+        assert off.mean() < 0.2 * rounding.mean()
+
+
 def test_a_fork_equals_independent_prefills(kind: str) -> None:
     llm = engine(kind)
     p, params = tuple(prompt(70)), with_params(SAMPLED, n=6)

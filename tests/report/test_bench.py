@@ -87,6 +87,8 @@ def test_everything_is_there_and_goes_into_json_and_report(found: dict[str, Any]
         )
         assert cell["bound_share"] == pytest.approx(cell["bound_ms_per_step"] / cell["ms_per_step"])
         assert (cell["plan_bytes"] is None) == (engine == "transformers")
+        weights = 4 * sum(p.numel() for p in Decoder(SPECS[cell["system"]]).parameters())
+        assert engine == "transformers" or cell["peak_bytes"] is None or cell["peak_bytes"] >= weights
     assert any("pure has no transformers baseline" in note for note in again["notes"])
     assert again["notes"][0] == "a note"
     table = bench_table({"bench": again})
@@ -183,6 +185,20 @@ def test_curves_time_every_context_once_a_turn(folders: dict[str, Path]) -> None
     for curve in curves.values():
         # The first of 17 new tokens is the fork's: 16 steps in 8 windows of two, contexts PROMPT + 1 .. PROMPT + 16.
         assert curve.context == tuple(PROMPT + 1.5 + 2 * i for i in range(8))
+
+
+@pytest.mark.gpu
+def test_curves_on_a_gpu_need_no_page_more_than_planned(tmp_path: Path) -> None:
+    """Pages are taken when a row enters, for all its tokens, and 128 tokens fill two of them."""
+    spec = ModelSpec(512, 64, 4, 2, 16, 96, ("attention",) * 2, max_positions=512)
+    models = {}
+    for name, one in (("teacher", spec), ("hybrid", spec.as_student((1,), 16))):
+        model = Decoder(one)
+        init_weights(model, 0)
+        save_checkpoint(model, ASSETS / "tiny", tmp_path / name)
+        models[name] = load_model(tmp_path / name, torch.bfloat16, "cuda")
+    curves = step_curves(models, batch=5, longest=128, turns=2)
+    assert all(min(curve.seconds) > 0 for curve in curves.values())
 
 
 def test_the_promise_is_that_of_the_issue() -> None:

@@ -36,7 +36,9 @@ def run(
     against: Annotated[str, typer.Option(help="Baseline at the first --new: transformers, or none.")] = "transformers",
     curve: Annotated[bool, typer.Option(help="Also measure step time against context, and break-even.")] = True,
     threads: Annotated[int | None, typer.Option(help="CPU threads for all contestants alike.")] = None,
-    dtype: Annotated[str, typer.Option(help="fp32 or bf16, weights and caches.")] = "fp32",
+    dtype: Annotated[
+        str, typer.Option(help="fp32 or bf16, weights and caches; fp8: bf16 with the blocks' weights in eight bits.")
+    ] = "fp32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Batch 16, 32 and 64 new tokens, one round.")] = False,
@@ -54,14 +56,14 @@ def run(
     from thinkfast.commands._benchview import print_bench
     from thinkfast.errors import InputError
     from thinkfast.files import atomic_write, require_file_place
+    from thinkfast.models.loading import PRECISIONS
     from thinkfast.report.bench import bench, present
     from thinkfast.report.benchconfig import DEFAULT_MODELS, QUICK, BenchConfig
-    from thinkfast.report.evalconfig import DTYPES
 
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}", remedy="pass --threads 1 or more")
-    if dtype not in DTYPES:
-        raise InputError(f"dtype is {dtype!r}", remedy=f"pass --dtype {' or '.join(DTYPES)}")
+    if dtype not in PRECISIONS:
+        raise InputError(f"dtype is {dtype!r}", remedy=f"pass --dtype {' or '.join(PRECISIONS)}")
     given: dict[str, Any] = {
         "batches": batch and tuple(batch),
         "prompts": prompts and tuple(prompts),

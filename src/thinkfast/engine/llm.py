@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from thinkfast.engine.scheduler import Limits, Scheduler
 from thinkfast.engine.session import Codec, Session, Stats
 from thinkfast.engine.stops import stop_table
 from thinkfast.errors import InputError
+from thinkfast.models.fp8 import in_fp8
 from thinkfast.models.loading import Loaded, load_model
 
 
@@ -33,6 +35,8 @@ class LLM:
         device: where to run.
         state_dtype: of SSM states on a GPU: fp32, bf16 or float8_e4m3fn; None for that of the weights. A CPU keeps
             them in fp32.
+        fp8_weights: the blocks' projections in eight bits (models/fp8.py), for teacher and student alike: half the
+            bytes and twice the rate of a GPU's products. Answers change a little; on a CPU it only costs time.
         keep_hidden: chains carry their hidden states (Chain.hidden), which a verifier reads for nothing.
 
     Errors: ModelError, InputError, and CapacityError with the memory plan where it does not fit.
@@ -47,8 +51,11 @@ class LLM:
         device: str | torch.device = "cpu",
         state_dtype: torch.dtype | None = None,
         keep_hidden: bool = False,
+        fp8_weights: bool = False,
     ) -> None:
         loaded = model if isinstance(model, Loaded) else load_model(model, dtype, device)
+        if fp8_weights:
+            loaded = replace(loaded, model=in_fp8(loaded.model))
         self.loaded, self.spec, self.tokenizer = loaded, loaded.spec, loaded.tokenizer
         self.plan = plan_for(loaded.model, max_batch, max_len, state_dtype)
         self.stats = Stats()

@@ -23,6 +23,7 @@ from thinkfast.engine.plan import MemoryPlan, available_memory, make_plan
 from thinkfast.engine.rows import Rows, RowStart, Said
 from thinkfast.engine.sampler import Draw, Mix, RowParams, draw, mix_of
 from thinkfast.models.decoder import Decoder
+from thinkfast.models.fp8 import is_fp8
 from thinkfast.models.ragged import Ragged
 
 
@@ -45,7 +46,7 @@ def plan_for(model: Decoder, max_batch: int, max_len: int | None) -> MemoryPlan:
     # Packed weights serve speed alone: memory that is short belongs to the batch.
     if available is not None and 2 * packed > available:
         packed = 0
-    if native_library(model.spec, PAGE, weight.dtype, weight.device) is None:
+    if is_fp8(model) or native_library(model.spec, PAGE, weight.dtype, weight.device) is None:
         packed = 0
     return make_plan(model.spec, max_batch, max_len, weight.dtype.itemsize, available, packed)
 

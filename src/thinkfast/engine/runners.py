@@ -6,6 +6,7 @@ Usage: ``plan = plan_for(model, 64, 1024); runner = make_runner(model, plan, eos
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -19,6 +20,7 @@ from thinkfast.engine.rows import Said
 from thinkfast.engine.runner import Runner, Start
 from thinkfast.kernels.available import triton_works
 from thinkfast.models.decoder import Decoder
+from thinkfast.models.fp8 import weight_bytes
 from thinkfast.models.spec import ModelSpec
 
 
@@ -80,8 +82,10 @@ def plan_for(model: Decoder, max_batch: int, max_len: int | None, state_dtype: t
 
         state = weight.dtype if state_dtype is None else state_dtype
         available = available_memory(weight.device)
-        return make_cuda_plan(model.spec, max_batch, max_len, weight.dtype, state, available)
-    return runner.plan_for(model, max_batch, max_len)
+        plan = make_cuda_plan(model.spec, max_batch, max_len, weight.dtype, state, available)
+    else:
+        plan = runner.plan_for(model, max_batch, max_len)
+    return replace(plan, weight_bytes=weight_bytes(model))
 
 
 def make_runner(model: Decoder, plan: MemoryPlan, eos_ids: frozenset[int], keep_hidden: bool = False) -> AnyRunner:

@@ -20,6 +20,7 @@ from torch import Tensor
 from thinkfast.errors import InputError, ModelError
 from thinkfast.models.checkpoint import HEAD, UnfoldableError, check_stock, convert_stock
 from thinkfast.models.decoder import Decoder
+from thinkfast.models.fp8 import in_fp8
 from thinkfast.models.shapes import PREFIX, random_decoder, random_spec
 from thinkfast.models.skeleton import skeleton
 from thinkfast.models.sources.catalogue import ASSETS, EMBEDDED
@@ -29,7 +30,10 @@ from thinkfast.models.stock_config import from_config
 from thinkfast.models.tensorfiles import StockFiles
 from thinkfast.models.tokenizer import Tokenizer
 
-__all__ = ["ASSETS", "EMBEDDED", "Loaded", "find_model", "load_model", "read_spec"]
+__all__ = ["ASSETS", "EMBEDDED", "Loaded", "find_model", "load_as", "load_model", "read_spec"]
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
+"""What a precision's activations and caches are in; "fp8" has the blocks' projections in eight bits (fp8.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,14 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32, device: str
         if str(path) in error.message:
             raise
         raise ModelError(f"{path}: {error.message}", remedy=error.remedy) from error
+
+
+def load_as(name: str | Path, precision: str, device: str | torch.device = "cpu") -> Loaded:
+    """``load_model`` in one of PRECISIONS. Errors: InputError for another; as load_model."""
+    if precision not in PRECISIONS:
+        raise InputError(f"dtype is {precision!r}", remedy=f"use {', '.join(PRECISIONS)}")
+    loaded = load_model(name, PRECISIONS[precision], device)
+    return replace(loaded, model=in_fp8(loaded.model)) if precision == "fp8" else loaded
 
 
 def _load(name: str | Path, path: Path, dtype: torch.dtype, device: str | torch.device) -> Loaded:

@@ -19,13 +19,13 @@ import torch
 
 from thinkfast.config import to_dict
 from thinkfast.engine.plan import MemoryPlan
-from thinkfast.engine.runners import plan_for
-from thinkfast.models.loading import ASSETS, EMBEDDED, Loaded, load_model, require_device
+from thinkfast.engine.runners import captured, plan_for
+from thinkfast.models.loading import ASSETS, EMBEDDED, PRECISIONS, Loaded, load_as, require_device
 from thinkfast.provenance import provenance
 from thinkfast.report.benchconfig import BenchConfig, Case, RatioKind
 from thinkfast.report.breakeven import Curve, Measured, break_even
 from thinkfast.report.contestants import Contestant, Ours, Timing, Transformers, why_not_transformers
-from thinkfast.report.evalconfig import DTYPES, system_list
+from thinkfast.report.evalconfig import system_list
 from thinkfast.report.probe import PeakMemory, machine_profile
 from thinkfast.report.roofline import ItemSizes, Machine, as_dict, decode_step
 from thinkfast.report.stepcurve import step_curves
@@ -42,7 +42,9 @@ def present(models: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
 
 @dataclass(slots=True)
 class Entry:
-    """A contestant in one case and its runs so far; first_token: seconds until every chain had its first token."""
+    """A contestant in one case and its runs so far; first_token: seconds until every chain had its first token;
+    memory: most bytes held, weights included.
+    """
 
     contestant: Contestant
     first_token: float
@@ -68,8 +70,8 @@ def bench(
     Errors: InputError, ModelError or CapacityError before anything is timed; ModelError for weights that give NaN.
     """
     config.validate()
-    dtype, device = DTYPES[config.dtype], require_device(config.device)
-    loaded = {s.name: load_model(s.model, dtype, device) for s in system_list(config.models)}
+    dtype, device = PRECISIONS[config.dtype], require_device(config.device)
+    loaded = {s.name: load_as(s.model, config.dtype, device) for s in system_list(config.models)}
     say = say or (lambda text: None)
     plans = {name: plan_for(one.model, max(config.batches), config.longest) for name, one in loaded.items()}
     for name, plan in plans.items():
@@ -117,8 +119,11 @@ class _Bench:
 
     @property
     def sizes(self) -> ItemSizes:
-        size = DTYPES[self.config.dtype].itemsize
-        return ItemSizes(size, size, max(size, 4), size)  # the engine keeps states in fp32
+        size = PRECISIONS[self.config.dtype].itemsize
+        weight = 1 if self.config.dtype == "fp8" else size
+        # The plain engine keeps states in fp32, the captured one in the dtype of the weights.
+        narrow = any(captured(one.spec, one.model.head_weight.device) for one in self.loaded.values())
+        return ItemSizes(weight, size, size if narrow else max(size, 4), size, size)
 
     @property
     def teacher(self) -> str | None:
@@ -138,7 +143,10 @@ class _Bench:
                 contestant.run(prompts, min(WARM_UP_TOKENS, case.new), samples)
                 first = contestant.run(prompts, 1, samples).seconds
                 runs = [contestant.run(prompts, case.new, samples)]
-            entries.append(Entry(contestant, first, memory.bytes, runs))
+            # Another engine has loaded weights of its own in there; ours were loaded for all its cells before.
+            shared = contestant.llm.plan.weight_bytes if isinstance(contestant, Ours) else 0
+            held = None if memory.bytes is None else memory.bytes + shared
+            entries.append(Entry(contestant, first, held, runs))
         for turn in range(1, self.config.repeats):
             for entry in entries:
                 who = f"{entry.contestant.system} in {entry.contestant.engine}"

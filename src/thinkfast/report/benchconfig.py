@@ -59,12 +59,14 @@ class BenchConfig:
     against: Literal["transformers", "none"] = "transformers"
     curve: bool = True
     seed: int = 0
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    dtype: Literal["fp32", "bf16", "fp8"] = "fp32"
     device: str = "cpu"
 
     def validate(self) -> None:
         """Refuse numbers out of range. Errors: InputError."""
         system_list(self.models)
+        if self.dtype == "fp8" and self.against != "none":
+            raise InputError("transformers has no weights in fp8 to run against", remedy="pass --against none")
         if bad := [kind for kind in self.prompts if kind not in ("distinct", "one")]:
             raise InputError(f"prompts is {bad[0]!r}", remedy="pass --prompts distinct, --prompts one, or both")
         whole = [("batch", self.batches), ("new", self.new_tokens)]

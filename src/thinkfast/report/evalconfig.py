@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from thinkfast import yaml12
 from thinkfast.config import read_yaml, to_yaml
 from thinkfast.data.prompts import Style
@@ -23,7 +21,6 @@ from thinkfast.files import require_output_dir
 from thinkfast.judge.voters import find_voter
 
 MARKER = "eval.yaml"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 _LABELLED = re.compile(r"([\w][\w .+-]*)=(.+)")
 
@@ -56,7 +53,7 @@ class EvalConfig:
     max_tokens: int = 512
     max_batch: int = 64
     seed: int = 0
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    dtype: Literal["fp32", "bf16", "fp8"] = "fp32"
     device: str = "cpu"
     budgets: tuple[float, ...] = ()
     voters: tuple[str, ...] = ("majority", "certainty")

@@ -21,10 +21,10 @@ from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import Chain, Request, SamplingParams
 from thinkfast.errors import OutputError, ProblemError
 from thinkfast.judge.answer import Equivalence, judge
-from thinkfast.models.loading import load_model
+from thinkfast.models.loading import load_as
 from thinkfast.models.spec import ModelSpec
 from thinkfast.models.tokenizer import Tokenizer
-from thinkfast.report.evalconfig import DTYPES, EvalConfig, System
+from thinkfast.report.evalconfig import EvalConfig, System
 from thinkfast.report.live import load_times, run_live, save_times
 from thinkfast.report.pacing import step_times
 from thinkfast.report.samples import Row, SampleLog, Unit
@@ -98,7 +98,7 @@ class SystemRun:
     def go(self, on_start: Callable[[Start], None] | None, on_chain: Callable[[Row], None] | None) -> SystemRecord:
         config, count = self.config, len(self.problems)
         began = time.monotonic()
-        loaded = load_model(self.system.model, DTYPES[config.dtype], config.device)
+        loaded = load_as(self.system.model, config.dtype, config.device)
         self._same_inputs(loaded.sha)
         prompts = self._prompts(loaded.tokenizer)
         longest = max(map(len, prompts)) + config.max_tokens

@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="triton comes with `make venv`, and with CU
 from thinkfast.kernels.triton.attention import TILE_ROWS, KVLayer, KVRows, SplitPlan, attend, attend_reference
 from thinkfast.kernels.triton.mixer import HOLD, MixerLayer, MixerRows, MixerState, MixerWork, mix, mix_reference
 from thinkfast.kernels.triton.norm import add_norm, add_norm_reference, embed_norm, embed_norm_reference
+from thinkfast.kernels.triton.rounding import round_rows, rounded_reference
 from thinkfast.kernels.triton.swiglu import swiglu, swiglu_reference
 
 # The interpreter turns arrays of one element into numbers, of which numpy 2.3 warns.
@@ -67,6 +68,39 @@ def test_norms_and_gate(width: int, dtype: torch.dtype, device: torch.device) ->
     swiglu(both, out)
     swiglu_reference(both, want)
     close(out, want, tolerance(dtype))
+
+
+@pytest.mark.parametrize(("width", "dtype"), [(160, torch.float32), (576, torch.bfloat16)])
+def test_rows_in_eight_bits(width: int, dtype: torch.dtype, device: torch.device) -> None:
+    """A row of zeros among them; an entry on the edge between two e4m3 numbers may fall to either side."""
+    generator = torch.Generator().manual_seed(width)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    residual, update, weight, table = random(5, width), random(5, width), random(width), random(11, width)
+    both, mixed = random(5, 2 * width), random(5, width)
+    mixed[1] = 0
+    tokens = torch.randint(0, 11, (8,), generator=generator, dtype=torch.int32).to(device)
+    active = torch.tensor([3, 0, 7, 2, 2], dtype=torch.int32, device=device)
+    pairs = []
+    for add, embed, gate, rounding in (
+        (add_norm, embed_norm, swiglu, round_rows),
+        (add_norm_reference, embed_norm_reference, swiglu_reference, rounded_reference),
+    ):
+        outs = [torch.empty(5, width, dtype=torch.float8_e4m3fn, device=device) for _ in range(4)]
+        scales = [torch.full((5, 1), NAN, device=device) for _ in range(4)]
+        add(residual.clone(), update, weight, outs[0], 1e-5, scales[0])
+        embed(table, tokens, active, weight, torch.empty_like(residual), outs[1], 1e-5, scales[1])
+        gate(both, outs[2], scales[2])
+        rounding(mixed.float() if rounding is rounded_reference else mixed, outs[3], scales[3])
+        pairs.append((outs, scales))
+    (found, found_scales), (want, want_scales) = pairs
+    for one, scale, other, wanted in zip(found, found_scales, want, want_scales, strict=True):
+        close(scale, wanted, tolerance(dtype))
+        # An entry that falls to the other side is off by 2^-3 at most: of fp32 few do, of bf16 one in thirty.
+        close(one.float() * scale, other.float() * wanted, 5e-3 if dtype == torch.float32 else 3e-2)
+    assert (found[3][1].float() == 0).all()
 
 
 class Context:

@@ -16,13 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from thinkfast.engine.cuda.state import State
+from thinkfast.errors import ModelError
 from thinkfast.kernels.triton.attention import KVLayer, KVRows, SplitPlan, attend
 from thinkfast.kernels.triton.mixer import MixerLayer, MixerRows, MixerWork, mix
 from thinkfast.kernels.triton.norm import add_norm, embed_norm
+from thinkfast.kernels.triton.rounding import round_rows
 from thinkfast.kernels.triton.sampler import NEWS, SampleRows, SampleWork, draw
 from thinkfast.kernels.triton.swiglu import swiglu
 from thinkfast.models.attention import Attention
 from thinkfast.models.decoder import Block, Decoder
+from thinkfast.models.fp8 import ALIGNED, FP8, Fp8Linear, is_fp8
 from thinkfast.models.mixers import Mamba
 
 # Programs that fill the chip, and most shares that a row's context is cut into.
@@ -35,8 +38,14 @@ def splits(rows: int, kv_heads: int) -> int:
     return max(1, min(_MAX_SPLITS, _PROGRAMS // (rows * kv_heads)))
 
 
-def _project(linear: nn.Linear, x: Tensor, out: Tensor) -> Tensor:
+def _project(linear: nn.Linear | Fp8Linear, x: Tensor, scale: Tensor | None, out: Tensor) -> Tensor:
+    """x [B, K] to [B, N], in ``out`` or, in eight bits with the rows' ``scale``, in the graph's own memory."""
+    if isinstance(linear, Fp8Linear):
+        if scale is None:
+            raise TypeError("a product in eight bits takes rows in eight bits")
+        return linear.product(x, scale, out.dtype)[:, : linear.out_features]
     bias: Tensor | None = linear.bias
+    out = out.view(-1)[: x.shape[0] * linear.out_features].view(x.shape[0], linear.out_features)
     if bias is None:
         return torch.mm(x, linear.weight.t(), out=out)
     return torch.addmm(bias, x, linear.weight.t(), out=out)
@@ -74,6 +83,16 @@ class Step:
         inner = spec.n_heads * spec.head_dim
         wide = max((spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim, spec.in_proj_rows if spec.is_student else 0)
         self.residual, self.normed, self.update = buffer(spec.d_model), buffer(spec.d_model), buffer(spec.d_model)
+        # In eight bits the next product's input has one buffer for all widths, and one for the rows' scales.
+        fp8 = is_fp8(model)
+        if fp8 and (spec.d_model % ALIGNED or inner % ALIGNED or spec.d_ff % ALIGNED):
+            raise ModelError(
+                f"widths {spec.d_model}, {inner} and {spec.d_ff} are not all multiples of {ALIGNED}, which products in "
+                "eight bits need",
+                remedy="leave fp8_weights out",
+            )
+        self.rounded = torch.zeros(rows * max(spec.d_model, inner, spec.d_ff) if fp8 else 0, dtype=FP8, device=dev)
+        self.scale = torch.zeros(rows, 1, device=dev) if fp8 else None
         # Flat, because layers of both kinds cut it to their own width.
         self.projected = torch.zeros(rows * wide, dtype=weight.dtype, device=dev)
         self.mixed, self.both, self.gated = buffer(inner), buffer(2 * spec.d_ff), buffer(spec.d_ff)
@@ -117,28 +136,42 @@ class Step:
     def __call__(self, active: Tensor, tiles: Tensor | None, filters: bool, eos: Tensor, stops: Tensor) -> None:
         """One token for every row of ``active`` [B]; ``news`` then says what came of it."""
         b, s, spec = active.shape[0], self.state, self.spec
-        residual, normed, update = self.residual[:b], self.normed[:b], self.update[:b]
-        mixed, both, gated, logits = self.mixed[:b], self.both[:b], self.gated[:b], self.logits[:b]
+        residual, update, scale = self.residual[:b], self.update[:b], None if self.scale is None else self.scale[:b]
+        mixed, both, logits = self.mixed[:b], self.both[:b], self.logits[:b]
+        # What goes into a product: in eight bits three views of one buffer, each read before the next is written.
+        normed, given, gated = (
+            (self.normed[:b], mixed, self.gated[:b])
+            if scale is None
+            else (self._rounded(b, width) for width in (spec.d_model, mixed.shape[1], spec.d_ff))
+        )
         plan = SplitPlan(splits(b, spec.n_kv_heads), _PROMPT_SPLITS if b < 256 else 1, tiles, self.parts, self.peaks)
         kv_rows = KVRows(active, s.position, s.shared, s.table, self.cos, self.sin)
         mixer_rows = MixerRows(active, s.position, s.drawn, s.key)
         eps = spec.norm_eps
-        norms = [layer.block.input_norm.weight for layer in self.layers[1:]] + [self.model.norm.weight]
+        norms = [layer.block.input_norm.weight for layer in self.layers[1:]]
         embed_norm(
-            self.model.embed.weight, s.token, active, self.layers[0].block.input_norm.weight, residual, normed, eps
-        )
-        for layer, following in zip(self.layers, norms, strict=True):
+            self.model.embed.weight, s.token, active, self.layers[0].block.input_norm.weight, residual, normed, eps,
+            scale,
+        )  # fmt: skip
+        for number, layer in enumerate(self.layers):
             block, mixer = layer.block, layer.block.mixer
             if isinstance(mixer, Attention) and layer.kv is not None:
-                wide = mixer.qkv.weight.shape[0]
-                qkv = _project(mixer.qkv, normed, self.projected[: b * wide].view(b, wide))
+                qkv = _project(mixer.qkv, normed, scale, self.projected)
                 attend(qkv, layer.kv, kv_rows, plan, mixed, mixer.scale, mixer.norm_eps)
             elif isinstance(mixer, Mamba) and layer.mixer is not None:
-                wide = mixer.in_proj.weight.shape[0]
-                projected = _project(mixer.in_proj, normed, self.projected[: b * wide].view(b, wide))
+                projected = _project(mixer.in_proj, normed, scale, self.projected)
                 mix(projected, layer.mixer, s.mixers[layer.number], mixer_rows, self.mixing, mixed, layer.number)
-            add_norm(residual, _project(mixer.out, mixed, update), block.post_norm.weight, normed, eps)
-            swiglu(_project(block.mlp.gate_up, normed, both), gated)
-            add_norm(residual, _project(block.mlp.down, gated, update), following, normed, eps)
-        torch.mm(normed, self.model.head_weight.t(), out=logits)
+            if scale is not None:
+                round_rows(mixed, given, scale)
+            add_norm(residual, _project(mixer.out, given, scale, update), block.post_norm.weight, normed, eps, scale)
+            swiglu(_project(block.mlp.gate_up, normed, scale, both), gated, scale)
+            down = _project(block.mlp.down, gated, scale, update)
+            if number + 1 < len(self.layers):
+                add_norm(residual, down, norms[number], normed, eps, scale)
+        # The head stays as it is.
+        add_norm(residual, down, self.model.norm.weight, self.normed[:b], eps)
+        torch.mm(self.normed[:b], self.model.head_weight.t(), out=logits)
         draw(logits, self.sample_rows(active), eos, stops, self.work, self.news, filters)
+
+    def _rounded(self, rows: int, width: int) -> Tensor:
+        return self.rounded[: rows * width].view(rows, width)

@@ -2,6 +2,8 @@
 
 Legend: B rows, D model width, S slots, R partial sums.
 
+With ``scale`` [B, 1] the norm comes rounded to e4m3 as the next product takes it (models/fp8.py).
+
 Usage: ``add_norm(residual, update, weight, normed, eps)``; ``embed_norm(table, tokens, active, weight, ...)``.
 Source: RMSNorm, arXiv 1910.07467.
 """
@@ -14,11 +16,23 @@ import triton.language as tl
 from torch import Tensor
 
 from thinkfast.kernels.triton.launch import options, overlap, power_of_two, trigger, wait
+from thinkfast.kernels.triton.rounding import rounded_reference, store_row
 
 
 @triton.jit
 def _embed_norm(
-    TABLE, TOKEN, ACTIVE, WEIGHT, RESIDUAL, NORMED, eps, D: tl.constexpr, BD: tl.constexpr, PDL: tl.constexpr
+    TABLE,
+    TOKEN,
+    ACTIVE,
+    WEIGHT,
+    RESIDUAL,
+    NORMED,
+    SCALE,
+    eps,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    FP8: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BD)
@@ -31,11 +45,22 @@ def _embed_norm(
     tl.store(RESIDUAL + b * D + i, x, mask=i < D)
     x = x.to(tl.float32)
     y = x * tl.rsqrt(tl.sum(x * x, 0) / D + eps) * w
-    tl.store(NORMED + b * D + i, y.to(NORMED.dtype.element_ty), mask=i < D)
+    store_row(NORMED, SCALE, b, i, D, y, FP8)
 
 
 @triton.jit
-def _add_norm(RESIDUAL, UPDATE, WEIGHT, NORMED, eps, D: tl.constexpr, BD: tl.constexpr, PDL: tl.constexpr):
+def _add_norm(
+    RESIDUAL,
+    UPDATE,
+    WEIGHT,
+    NORMED,
+    SCALE,
+    eps,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    FP8: tl.constexpr,
+    PDL: tl.constexpr,
+):
     b = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BD)
     w = tl.load(WEIGHT + i, mask=i < D, other=0.0).to(tl.float32)
@@ -48,7 +73,7 @@ def _add_norm(RESIDUAL, UPDATE, WEIGHT, NORMED, eps, D: tl.constexpr, BD: tl.con
     tl.store(RESIDUAL + b * D + i, x, mask=i < D)
     x = x.to(tl.float32)
     y = x * tl.rsqrt(tl.sum(x * x, 0) / D + eps) * w
-    tl.store(NORMED + b * D + i, y.to(NORMED.dtype.element_ty), mask=i < D)
+    store_row(NORMED, SCALE, b, i, D, y, FP8)
 
 
 def _warps(width: int) -> int:
@@ -56,34 +81,52 @@ def _warps(width: int) -> int:
 
 
 def embed_norm(
-    table: Tensor, tokens: Tensor, active: Tensor, weight: Tensor, residual: Tensor, normed: Tensor, eps: float
+    table: Tensor,
+    tokens: Tensor,
+    active: Tensor,
+    weight: Tensor,
+    residual: Tensor,
+    normed: Tensor,
+    eps: float,
+    scale: Tensor | None = None,
 ) -> None:
     """residual [B, D] = table [V, D] rows of tokens [S] at slots active [B]; normed [B, D] its norm."""
     rows, width = residual.shape
     _embed_norm[(rows,)](
-        table, tokens, active, weight, residual, normed, eps, width, power_of_two(width),
-        overlap(table.device), **options(_warps(width), table.device),
+        table, tokens, active, weight, residual, normed, normed if scale is None else scale, eps, width,
+        power_of_two(width), scale is not None, overlap(table.device), **options(_warps(width), table.device),
     )  # fmt: skip
 
 
 def embed_norm_reference(
-    table: Tensor, tokens: Tensor, active: Tensor, weight: Tensor, residual: Tensor, normed: Tensor, eps: float
+    table: Tensor,
+    tokens: Tensor,
+    active: Tensor,
+    weight: Tensor,
+    residual: Tensor,
+    normed: Tensor,
+    eps: float,
+    scale: Tensor | None = None,
 ) -> None:
     """``embed_norm`` in torch."""
     residual.copy_(table[tokens[active.long()].long()])
-    normed.copy_(torch.rms_norm(residual.float(), weight.shape, weight.float(), eps))
+    rounded_reference(torch.rms_norm(residual.float(), weight.shape, weight.float(), eps), normed, scale)
 
 
-def add_norm(residual: Tensor, update: Tensor, weight: Tensor, normed: Tensor, eps: float) -> None:
+def add_norm(
+    residual: Tensor, update: Tensor, weight: Tensor, normed: Tensor, eps: float, scale: Tensor | None = None
+) -> None:
     """residual [B, D] += update [B, D]; normed [B, D] = RMS norm of it with ``weight`` [D]."""
     rows, width = residual.shape
     _add_norm[(rows,)](
-        residual, update, weight, normed, eps, width, power_of_two(width),
-        overlap(residual.device), **options(_warps(width), residual.device),
+        residual, update, weight, normed, normed if scale is None else scale, eps, width, power_of_two(width),
+        scale is not None, overlap(residual.device), **options(_warps(width), residual.device),
     )  # fmt: skip
 
 
-def add_norm_reference(residual: Tensor, update: Tensor, weight: Tensor, normed: Tensor, eps: float) -> None:
+def add_norm_reference(
+    residual: Tensor, update: Tensor, weight: Tensor, normed: Tensor, eps: float, scale: Tensor | None = None
+) -> None:
     """``add_norm`` in torch."""
     residual.copy_((residual.float() + update.float()).to(residual.dtype))
-    normed.copy_(torch.rms_norm(residual.float(), weight.shape, weight.float(), eps))
+    rounded_reference(torch.rms_norm(residual.float(), weight.shape, weight.float(), eps), normed, scale)

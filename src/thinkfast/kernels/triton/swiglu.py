@@ -13,29 +13,33 @@ import triton.language as tl
 from torch import Tensor
 
 from thinkfast.kernels.triton.launch import options, overlap, power_of_two, trigger, wait
+from thinkfast.kernels.triton.rounding import rounded_reference, store_row
 
 
 @triton.jit
-def _swiglu(BOTH, OUT, FF, BF: tl.constexpr, PDL: tl.constexpr):
+def _swiglu(BOTH, OUT, SCALE, FF, BF: tl.constexpr, FP8: tl.constexpr, PDL: tl.constexpr):
     b = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BF + tl.arange(0, BF)
     wait(PDL)
     trigger(PDL)
     gate = tl.load(BOTH + b * 2 * FF + i, mask=i < FF, other=0.0).to(tl.float32)
     up = tl.load(BOTH + b * 2 * FF + FF + i, mask=i < FF, other=0.0).to(tl.float32)
-    tl.store(OUT + b * FF + i, (gate * tl.sigmoid(gate) * up).to(OUT.dtype.element_ty), mask=i < FF)
+    store_row(OUT, SCALE, b, i, FF, gate * tl.sigmoid(gate) * up, FP8)
 
 
-def swiglu(both: Tensor, out: Tensor) -> None:
-    """out [B, F] = silu(both[:, :F]) * both[:, F:]."""
+def swiglu(both: Tensor, out: Tensor, scale: Tensor | None = None) -> None:
+    """out [B, F] = silu(both[:, :F]) * both[:, F:]; with ``scale`` [B, 1] in e4m3 (models/fp8.py)."""
     rows, width = out.shape
-    block = min(2048, power_of_two(width))
+    # A scale needs its whole row in one program.
+    block = power_of_two(width) if scale is not None else min(2048, power_of_two(width))
+    warps = 16 if block > 4096 else 8 if block >= 2048 else 4
     _swiglu[(rows, triton.cdiv(width, block))](
-        both, out, width, block, overlap(out.device), **options(8 if block == 2048 else 4, out.device)
-    )
+        both, out, out if scale is None else scale, width, block, scale is not None, overlap(out.device),
+        **options(warps, out.device),
+    )  # fmt: skip
 
 
-def swiglu_reference(both: Tensor, out: Tensor) -> None:
+def swiglu_reference(both: Tensor, out: Tensor, scale: Tensor | None = None) -> None:
     """``swiglu`` in torch."""
     gate, up = both.float().chunk(2, -1)
-    out.copy_(F.silu(gate) * up)
+    rounded_reference(F.silu(gate) * up, out, scale)

@@ -1,0 +1,58 @@
+"""Eight-bit projections in the captured step against the same model run whole by torch, on a GPU."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="CPU builds of torch come without triton")
+sys.path.append(str(Path(__file__).parents[1]))
+
+from toy_models import ToyTokenizer, random_model
+
+from thinkfast.engine.llm import LLM
+from thinkfast.engine.request import SamplingParams
+from thinkfast.errors import ModelError
+from thinkfast.models.loading import Loaded
+from thinkfast.models.ragged import Ragged
+from thinkfast.models.spec import ModelSpec
+
+pytestmark = pytest.mark.gpu
+
+TEACHER = ModelSpec(64, 64, 6, 2, 16, 96, ("attention",) * 2, tie_embeddings=False, max_positions=1024)
+SPECS = {"teacher": TEACHER, "hybrid": TEACHER.as_student((1,), 16), "pure": TEACHER.as_student((), 64)}
+
+
+def toy(spec: ModelSpec) -> Loaded:
+    return Loaded("toy", Path(), spec, random_model(spec).to("cuda", torch.bfloat16), cast(Any, ToyTokenizer()), "")
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_logprobs_are_those_of_one_pass(kind: str) -> None:
+    """In bf16 with states in fp32: both paths round the same eight bits, but not always to the same side."""
+    loaded = Loaded(
+        kind, Path(), SPECS[kind], random_model(SPECS[kind]).to("cuda", torch.bfloat16), cast(Any, ToyTokenizer()), ""
+    )
+    llm = LLM(loaded, 8, 200, torch.bfloat16, "cuda", torch.float32, fp8_weights=True)
+    assert llm.step_path == "captured"
+    params = SamplingParams(n=3, temperature=1.0, max_tokens=60, ignore_eos=True)
+    prompts = [[5, 9, 11], list(range(4, 40))]
+    off = []
+    for prompt, chains in zip(prompts, llm.generate(prompts, params), strict=True):
+        for chain in chains:
+            tokens = torch.tensor([*prompt, *chain.tokens], device="cuda")
+            model = llm.loaded.model
+            logits = model.logits(model(tokens, Ragged(torch.tensor([len(tokens)], device="cuda"))))
+            said = logits.float().log_softmax(-1)[len(prompt) - 1 : -1].gather(-1, tokens[len(prompt) :, None])
+            off.append((float(said.sum()) - chain.logprob) / len(chain.tokens))
+    assert max(map(abs, off)) < 0.05, off
+
+
+def test_widths_that_do_not_align_are_refused() -> None:
+    with pytest.raises(ModelError, match="multiples of 16"):
+        LLM(toy(replace(TEACHER, d_ff=100)), 8, 200, torch.bfloat16, "cuda", fp8_weights=True)
