@@ -11,18 +11,20 @@ from pathlib import Path
 from thinkfast.engine.llm import LLM
 from thinkfast.errors import InputError
 from thinkfast.judge.reward import OutcomeReward, ProcessReward, Scorer
-from thinkfast.judge.solve import MAX_BATCH
+from thinkfast.judge.solve import most_rows, open_model
 from thinkfast.judge.verifier import ABOUT, Verifier
-from thinkfast.models.loading import Loaded, load_model
+from thinkfast.models.loading import Loaded
 
 
-def with_scorer(model: str, folder: Path, problem: str, n: int, max_tokens: int) -> tuple[LLM, Scorer]:
+def with_scorer(
+    model: str, folder: Path, problem: str, n: int, max_tokens: int, device: str = "cpu", dtype: str | None = None
+) -> tuple[LLM, Scorer]:
     """The engine for one problem and the scorer in ``folder``. Errors: ModelError, InputError, CapacityError."""
-    loaded = load_model(model)
+    loaded = open_model(model, device, dtype)
     scorer = load_scorer(folder, loaded)
     prompt = len(loaded.tokenizer.chat(problem)) if problem.strip() else 1
     limit = loaded.spec.max_positions if loaded.spec.n_attention else prompt + max_tokens
-    rows, longest = max(1, min(n, MAX_BATCH)), min(max(prompt + max_tokens, 2), limit)
+    rows, longest = most_rows(loaded, n), min(max(prompt + max_tokens, 2), limit)
     return LLM(loaded, rows, longest, keep_hidden=isinstance(scorer, Verifier)), scorer
 
 

@@ -25,6 +25,7 @@ EXAMPLES = """
 thinkfast solve "Tom has 47 cards and finds 42 more. How many has he now?"     # 5 seconds, up to 64 chains
 thinkfast solve "…" --model tiny-hybrid --seconds 1                            # a faster model, less time
 thinkfast solve "…" -m runs/pure/model -n 256 --seconds 30                     # a folder, more chains
+thinkfast solve "…" -m qwen1.5b -n 512 --device cuda                           # on a GPU, in bf16
 thinkfast solve "…" --stop posterior:0.95                                      # stop when as good as decided
 thinkfast solve "…" --voter certainty                                          # sure chains weigh more
 thinkfast solve "…" --temperature 0                                            # one greedy chain
@@ -53,6 +54,11 @@ def run(
     check: Annotated[
         bool, typer.Option("--check", help="Let a checker join answers that only algebra can tell are the same.")
     ] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="fp32, bf16, or fp8: bf16 with weights in eight bits. Default fp32, bf16 on a GPU."),
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Sample chains of thought, let them vote, and answer before the seconds are over.
@@ -82,9 +88,12 @@ def run(
 
                 options["checker"] = stack.enter_context(Checker())
             if verifier is None:
+                options["device"] = device
+                if dtype is not None:
+                    options["dtype"] = dtype
                 return solve(problem, seconds=seconds, model=model, on_event=on_event, **options)
             began = time.monotonic()
-            llm, options["scorer"] = with_scorer(model, verifier, problem, n, max_tokens)
+            llm, options["scorer"] = with_scorer(model, verifier, problem, n, max_tokens, device, dtype)
             left = max(seconds - (time.monotonic() - began), 1e-9)
             return solve(problem, seconds=left, model=llm, on_event=on_event, **options)
 

@@ -32,9 +32,9 @@ from thinkfast.judge.source import Live
 from thinkfast.judge.tally import StopRule, unbeatable
 from thinkfast.judge.verifier import Verifier
 from thinkfast.judge.voters import MAJORITY, Voter, find_voter
-from thinkfast.models.loading import Loaded, load_model
+from thinkfast.models.loading import Loaded, load_as
 
-MAX_BATCH = 64  # rows of an engine that is made here
+MAX_BATCH = {"cpu": 64, "cuda": 512}  # most rows of an engine that is made here
 
 
 class Options(TypedDict, total=False):
@@ -45,7 +45,8 @@ class Options(TypedDict, total=False):
     as decided; the default stops when nothing can change any more. allocator ("uniform"): which problem the next
     chain goes to, a name or an `Allocator`. scorer: a reward model or verifier, for voters that read scores. checker:
     joins answers that only algebra can tell are the same; it works beside the sampling, and one that hangs costs
-    nothing. calibration: for the confidence; by default the one beside the model's weights.
+    nothing. calibration: for the confidence; by default the one beside the model's weights. device ("cpu") and dtype
+    ("fp32", on a GPU "bf16"; or "fp8"): for a model given by name; an LLM has its own.
     """
 
     n: int
@@ -58,6 +59,8 @@ class Options(TypedDict, total=False):
     scorer: Scorer | None
     checker: Equivalence | None
     calibration: Calibration | None
+    device: str
+    dtype: str
 
 
 def solve(
@@ -137,7 +140,15 @@ def stream(
         )
     if not problems:
         return iter(())
-    llm, prompts = _open(model, problems, params, isinstance(scorer, Verifier))
+    if isinstance(model, LLM):
+        if given := {"device", "dtype"} & set(options):
+            raise InputError(
+                f"{min(given)} is given beside an LLM, which has its own", remedy="leave it out, or name a model"
+            )
+        llm, prompts = model, _prompts(model.loaded, problems, model.plan.max_len)
+    else:
+        loaded = open_model(model, options.get("device", "cpu"), options.get("dtype"))
+        llm, prompts = _engine(loaded, problems, params, isinstance(scorer, Verifier))
     calibration = options.get("calibration") or of_folder(llm.loaded.path)
     grader = None if scorer is None else Grader(scorer)
     if grader is not None:
@@ -169,18 +180,25 @@ def _params(options: Options) -> SamplingParams:
     return replace(params, n=1) if params.greedy else params
 
 
-def _open(
-    model: str | Path | LLM, problems: Sequence[str], params: SamplingParams, keep_hidden: bool
+def open_model(model: str | Path, device: str = "cpu", dtype: str | None = None) -> Loaded:
+    """A model by name on ``device``, in fp32 on a CPU and bf16 on a GPU unless told otherwise. Errors: as load_as."""
+    return load_as(model, dtype or ("fp32" if device == "cpu" else "bf16"), device)
+
+
+def _engine(
+    loaded: Loaded, problems: Sequence[str], params: SamplingParams, keep_hidden: bool
 ) -> tuple[LLM, list[tuple[int, ...]]]:
     """The engine, made no larger than these problems need, and their prompts."""
-    if isinstance(model, LLM):
-        return model, _prompts(model.loaded, problems, model.plan.max_len)
-    loaded = load_model(model)
     limit = loaded.spec.max_positions if loaded.spec.n_attention else None
     prompts = _prompts(loaded, problems, limit)
     longest = max(map(len, prompts)) + params.max_tokens
-    rows = min(params.n * len(problems), MAX_BATCH)
+    rows = most_rows(loaded, params.n * len(problems))
     return LLM(loaded, rows, longest if limit is None else min(longest, limit), keep_hidden=keep_hidden), prompts
+
+
+def most_rows(loaded: Loaded, chains: int) -> int:
+    """Rows of an engine for so many chains, no more than pay where the model lies."""
+    return max(1, min(chains, MAX_BATCH[loaded.model.head_weight.device.type]))
 
 
 def _prompts(loaded: Loaded, problems: Sequence[str], limit: int | None) -> list[tuple[int, ...]]:
