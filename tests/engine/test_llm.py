@@ -423,8 +423,10 @@ def test_random_streams_with_cancels_and_deadlines_leak_nothing(kind: str) -> No
         requests = [
             Request(
                 f"{i}",
-                tuple(prompt(pick(1, 100))),
+                tuple(prompt(20 + i % 3 if round_number % 2 else pick(1, 100))),
                 with_params(SAMPLED, n=pick(1, 8), max_tokens=pick(1, 60), ignore_eos=bool(pick(0, 2)), seed=i),
+                name=str(i % 3) if round_number % 2 else "",
+                keep=bool(round_number % 2),
             )
             for i in range(pick(1, 8))
         ]
@@ -439,6 +441,34 @@ def test_random_streams_with_cancels_and_deadlines_leak_nothing(kind: str) -> No
                 break
         assert all(counts[r.id] <= r.params.n for r in requests)
         assert llm._runner.usage == EMPTY
+
+
+@pytest.mark.parametrize("families", [3, 6])
+def test_requests_that_keep_their_prompt_give_the_same_chains(kind: str, families: int) -> None:
+    """Two samples at a time, chains of all lengths; six problems are more than this engine may keep."""
+    llm = engine(kind, max_batch=5, max_len=250)
+    found, prefilled = [], []
+    for keep in (False, True):
+        before = llm.stats.prefill_tokens
+        requests = [
+            Request(
+                f"{family}/{turn}",
+                tuple(prompt(60 + family, family)),
+                with_params(SAMPLED, n=2, max_tokens=10 + 7 * ((family + turn) % 5)),
+                2 * turn,
+                str(family),
+                keep,
+            )
+            for turn in range(4)
+            for family in range(families)
+        ]
+        found.append({(c.request, c.index): c.tokens for c in llm.stream(iter(requests))})
+        prefilled.append(llm.stats.prefill_tokens - before)
+        assert llm._runner.usage == EMPTY
+    assert found[0] == found[1]
+    assert len(found[0]) == 8 * families
+    once = sum(60 + family for family in range(families))
+    assert prefilled == [4 * once, once] if families == 3 else once < prefilled[1] < prefilled[0]
 
 
 def test_every_kind_has_a_plan_that_prints(kind: str) -> None:

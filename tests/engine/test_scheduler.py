@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -117,6 +118,106 @@ def test_every_sample_enters_once_in_order_and_nothing_is_left_over(queue: list[
     assert list(dict.fromkeys(name for name, _ in entered)) == order
     for r in queue:
         assert [i for name, i in entered if name == r.id] == list(range(counts[r.id]))
+
+
+def kept(family: str, number: int, n: int, prompt: int, new: int) -> Request:
+    params = SamplingParams(n=n, max_tokens=new)
+    return Request(f"{family}/{number}", tuple(range(prompt)), params, number, family, keep=True)
+
+
+def test_requests_of_one_name_share_a_prompt_until_its_place_is_needed() -> None:
+    scheduler = Scheduler(LIMITS)
+    scheduler.submit(kept("a", 0, 2, 10, 10))
+    (first,) = scheduler.admit()
+    assert (first.new, first.last) == (True, False)
+    scheduler.submit(kept("a", 2, 1, 10, 10))
+    (second,) = scheduler.admit()
+    assert (second.prompt, second.new, second.last) == (first.prompt, False, False)
+    for name in ("a/0", "a/0", "a/2"):
+        scheduler.finished(name)
+    assert scheduler.unread() == []
+    assert scheduler.pages_reserved == 1
+    scheduler.submit(kept("a", 3, 1, 10, 10))
+    (third,) = scheduler.admit()
+    assert (third.prompt, third.new) == (first.prompt, False)
+    scheduler.finished("a/3")
+    scheduler.submit(request("large", n=8, prompt=40, new=40))  # 4 and 8 times 4 of 40 pages: 36 and the kept one fit
+    scheduler.admit()
+    assert scheduler.unread() == []
+    for _ in range(8):
+        scheduler.finished("large")
+    scheduler.submit(request("whole", n=8, prompt=50, new=50))  # 5 and 7 times 5: all there are
+    assert [a.count for a in scheduler.admit()] == [7]
+    assert scheduler.unread() == [first.prompt]
+
+
+def test_a_kept_prompt_that_is_waited_for_never_stands_in_the_way() -> None:
+    """The first in the queue needs all pages; the one behind it had its prompt in, and prefills it again."""
+    scheduler = Scheduler(LIMITS)
+    scheduler.submit(kept("a", 0, 1, 10, 10))
+    scheduler.admit()
+    scheduler.submit(request("whole", n=2, prompt=90, new=10))
+    scheduler.limits = Limits(8, 100, 10, 10, 64, 8)
+    scheduler.submit(kept("a", 1, 1, 10, 10))
+    assert scheduler.admit() == []
+    scheduler.finished("a/0")
+    (whole,) = scheduler.admit()
+    assert (whole.request.id, whole.count, len(scheduler.unread())) == ("whole", 1, 1)
+    for _ in range(2):
+        scheduler.finished("whole")
+        found = {a.request.id: a.new for a in scheduler.admit()}
+    assert found == {"a/1": True}
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4), st.booleans()), max_size=30),
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=6, max_size=6),
+    st.integers(1, 8),
+    st.integers(13, 40),
+    st.data(),
+)
+def test_prompts_are_opened_read_and_closed_in_that_order(
+    asked: list[tuple[int, int, bool]], sizes: list[tuple[int, int]], prompts: int, pages: int, data: st.DataObject
+) -> None:
+    """Whatever is asked, kept, cancelled: nobody reads a prompt that is not there, and none is forgotten."""
+    limits = Limits(max_batch=8, max_len=120, pages=pages, page=10, prefill_tokens=64, prompts=prompts)
+    scheduler = Scheduler(limits)
+    ahead = [replace(kept(str(f), i, n, *sizes[f]), keep=keep) for i, (f, n, keep) in enumerate(asked)]
+    entered: Counter[str] = Counter()
+    running: list[str] = []
+    cancelled: set[str] = set()
+    there: set[str] = set()
+    while ahead or scheduler.waiting or running:
+        while ahead and data.draw(st.booleans()):
+            scheduler.submit(ahead.pop(0))
+        admissions = scheduler.admit()
+        there -= set(scheduler.unread())
+        for a in admissions:
+            assert a.new == (a.prompt not in there)
+            there.add(a.prompt)
+        assert len(there) <= prompts + 8
+        for a in admissions:
+            if a.last:
+                there.remove(a.prompt)
+            entered[a.request.id] += a.count
+            running += [a.request.id] * a.count
+        assert len(running) == scheduler.running <= limits.max_batch
+        assert 0 <= scheduler.pages_reserved <= limits.pages
+        assert running or not scheduler.waiting, "with nothing running, something must be able to enter"
+        if running and data.draw(st.integers(0, 5)) == 0:
+            cancelled.add(victim := data.draw(st.sampled_from(running)))
+            scheduler.cancel(victim)
+            for _ in range(running.count(victim)):
+                running.remove(victim)
+                scheduler.finished(victim)
+        elif running:
+            scheduler.finished(running.pop(data.draw(st.integers(0, len(running) - 1))))
+        closed = scheduler.unread()
+        assert set(closed) <= there
+        there -= set(closed)
+    assert all(entered[f"{f}/{i}"] == n for i, (f, n, _) in enumerate(asked) if f"{f}/{i}" not in cancelled)
+    assert len(there) <= max(prompts - 1, 0)  # those that are kept, and their pages
+    assert scheduler.pages_reserved == sum(-(-sizes[int(key.partition(":")[0])][0] // 10) for key in there)
 
 
 def test_in_turns_every_request_has_a_sample_before_any_has_two() -> None:

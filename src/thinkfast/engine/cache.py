@@ -73,8 +73,8 @@ class Cache:
         self, spec: ModelSpec, max_rows: int, max_len: int, pages: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.spec, self.max_rows, self.rows = spec, max_rows, 0
-        # One prompt may be waiting for rows; every other one has at least one row.
-        max_prompts = max_rows + 1
+        # One prompt may be waiting for rows, and so may each that is kept; every other one has at least one row.
+        max_prompts = 2 * max_rows + 1
         self._kv: PagedKV | None = None
         self._ssm: SSMSlots | None = None
         if spec.n_attention:

@@ -77,6 +77,8 @@ class Request:
     The token at (params.seed, name, sample index, position) depends on those and the logits alone, so the samples of a
     request can be drawn in several calls, or on several machines, and stay the same. name: the id where it is empty;
     requests for other samples of the same prompt run side by side under ids of their own and one name.
+
+    keep: others of this name and prompt may follow; the prompt stays prefilled for them until its place is needed.
     """
 
     id: str
@@ -84,6 +86,7 @@ class Request:
     params: SamplingParams
     first_index: int = 0
     name: str = ""
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)

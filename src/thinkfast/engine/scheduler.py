@@ -3,7 +3,9 @@
 First come, first served, samples in order of index; or, where it is to be fair, each free row goes to the request that
 has begun the fewest samples. A sample enters when a row is free and the KV pages it may ever need are free too, so
 nothing that runs is ever evicted; a prompt is only kept where a sample of it fits beside it, so an engine that is
-empty can always begin one. Prompts are prefilled when their first sample enters, at most
+empty can always begin one. Requests that say so (``Request.keep``) have one prompt together, where those are few enough
+and that costs no page more than samples alone; it stays when they are done, until its place is needed. Prompts are
+prefilled when their first sample enters, at most
 ``prefill_tokens`` of them between two decode steps, so that prefill does not stall the chains in flight for long.
 
 Usage: ``scheduler.submit(request); scheduler.admit(); scheduler.finished(request.id)``.
@@ -35,8 +37,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """``count`` samples of ``request`` enter, the first is sample number ``first`` of it. new: its prompt has to be
-    prefilled. last: none of its samples wait any more.
+    """``count`` samples of ``request`` enter, the first is sample number ``first`` of it. prompt: key of its prompt,
+    its own or shared. new: that has to be prefilled. last: nobody will need it any more.
     """
 
     request: Request
@@ -44,12 +46,30 @@ class Admission:
     count: int
     new: bool
     last: bool
+    prompt: str
+
+
+_Family = tuple[str, tuple[int, ...]]
+
+
+@dataclass(slots=True)
+class _Prompt:
+    """A prompt in the engine, or about to be. family: of requests that may share it, None where it goes as soon as none
+    of its samples waits. entries: requests that are not done; running: rows that read it.
+    """
+
+    key: str
+    pages: int
+    family: _Family | None = None
+    entries: int = 0
+    running: int = 0
+    entered: bool = False
 
 
 @dataclass(slots=True)
 class _Entry:
     request: Request
-    prompt_pages: int
+    prompt: _Prompt
     row_pages: int
     entered: int = 0
     running: int = 0
@@ -67,6 +87,8 @@ class Scheduler:
         self.limits, self.fair = limits, fair
         self._queue: deque[_Entry] = deque()
         self._entries: dict[str, _Entry] = {}
+        self._kept: dict[_Family, _Prompt] = {}  # those without entries in the order in which they lost the last
+        self._unread: list[str] = []
         self.running = 0
         self.pages_reserved = 0
 
@@ -99,22 +121,65 @@ class Scheduler:
                 f"the prompt of {request.id!r} has {len(request.prompt)} tokens and max_len is {limits.max_len}",
                 remedy=f"shorten the prompt to {limits.max_len - 1} tokens, or raise max_len if the model allows it",
             )
-        entry = self._entry(request)
-        if entry.prompt_pages + entry.row_pages > limits.pages > 0:
+        pages = sum(self._pages(request, alone=request.params.n == 1))
+        if pages > limits.pages > 0:
             raise CapacityError(
-                f"{request.id!r} needs {entry.prompt_pages + entry.row_pages} KV pages of {limits.page} tokens, "
-                f"there are {limits.pages}",
+                f"{request.id!r} needs {pages} KV pages of {limits.page} tokens, there are {limits.pages}",
                 remedy="lower max_tokens, shorten the prompt, or give the engine more memory",
             )
 
-    def _entry(self, request: Request) -> _Entry:
+    def _pages(self, request: Request, alone: bool) -> tuple[int, int]:
+        """KV pages of the prompt and of a row; one that is alone takes its prompt's pages over."""
+        prompt, new, page = len(request.prompt), self.new_tokens(request), self.limits.page
         if not self.limits.pages:
-            return _Entry(request, 0, 0)
-        prompt, new = len(request.prompt), self.new_tokens(request)
-        # A single sample takes its prompt's pages over, so they count as the row's.
-        if request.params.n == 1:
-            return _Entry(request, 0, -(-(prompt + new) // self.limits.page))
-        return _Entry(request, -(-prompt // self.limits.page), -(-new // self.limits.page))
+            return 0, 0
+        return (0, -(-(prompt + new) // page)) if alone else (-(-prompt // page), -(-new // page))
+
+    def _entry(self, request: Request) -> _Entry:
+        # In turns every request that waits has its prompt open, and there is room for no other.
+        if request.keep and not self.fair:
+            family = request.name or request.id, request.prompt
+            prompt_pages, row_pages = self._pages(request, alone=False)
+            _, alone = self._pages(request, alone=True)
+            fits = prompt_pages + row_pages == alone or (
+                self.limits.max_batch * (prompt_pages + row_pages) <= self.limits.pages
+            )
+            if family not in self._kept and fits and self._room_to_keep():
+                self._kept[family] = _Prompt(f"{family[0]}: {request.id}", prompt_pages, family)
+            if family in self._kept:
+                return _Entry(request, self._kept[family], row_pages)
+        prompt_pages, row_pages = self._pages(request, alone=request.params.n == 1)
+        return _Entry(request, _Prompt(request.id, prompt_pages), row_pages)
+
+    def _room_to_keep(self) -> bool:
+        if len(self._kept) < self.limits.prompts - 1:
+            return True
+        idle = next((prompt for prompt in self._kept.values() if not prompt.entries), None)
+        if idle is None or self.limits.prompts < 2:
+            return False
+        self._forget(idle)
+        return True
+
+    def _make_room(self, pages: int, spare: _Prompt) -> None:
+        """Give up kept prompts that nobody runs from, those without requests first, until ``pages`` are free."""
+        unread = [p for p in self._kept.values() if p.entered and not p.running and p is not spare]
+        for prompt in sorted(unread, key=lambda p: p.entries > 0):
+            if self.pages_reserved + pages <= self.limits.pages:
+                return
+            self._forget(prompt)
+
+    def _forget(self, prompt: _Prompt) -> None:
+        """Its pages go. Requests that wait for it prefill it again."""
+        self.pages_reserved -= prompt.pages
+        self._unread.append(prompt.key)
+        prompt.entered = False
+        if not prompt.entries and prompt.family is not None:
+            del self._kept[prompt.family]
+
+    def unread(self) -> list[str]:
+        """Keys of the prompts that nobody needs any more, each once; see Admission.prompt."""
+        found, self._unread = self._unread, []
+        return found
 
     def submit(self, request: Request) -> None:
         """Queue a request.
@@ -125,6 +190,7 @@ class Scheduler:
         if request.id in self._entries:
             raise InputError(f"two requests are called {request.id!r}", remedy="give each request its own id")
         entry = self._entry(request)
+        entry.prompt.entries += 1
         self._entries[request.id] = entry
         self._queue.append(entry)
 
@@ -136,26 +202,28 @@ class Scheduler:
         prefill = 0
         while self._queue and self.running < self.limits.max_batch:
             entry = self._queue[0]
-            new, prompt = not entry.entered, len(entry.request.prompt)
+            new, prompt = not entry.prompt.entered, len(entry.request.prompt)
             if new and prefill and prefill + prompt > self.limits.prefill_tokens:
                 break
             count = min(entry.waiting, self.limits.max_batch - self.running)
             if entry.row_pages:
-                free = self.limits.pages - self.pages_reserved - (entry.prompt_pages if new else 0)
-                count = min(count, free // entry.row_pages)
+                wanted = entry.prompt.pages if new else 0
+                self._make_room(wanted + count * entry.row_pages, entry.prompt)
+                count = min(count, (self.limits.pages - self.pages_reserved - wanted) // entry.row_pages)
             if count <= 0:
                 break
             prefill += prompt if new else 0
             first = self._enter(entry, count)
             if not entry.waiting:
                 self._queue.popleft()
-            admissions.append(Admission(entry.request, first, count, new, not entry.waiting))
+            admissions.append(self._admission(entry, first, count, new))
         return admissions
 
     def _enter(self, entry: _Entry, count: int) -> int:
         """Count ``count`` samples as running; returns the number of the first."""
-        new = not entry.entered
-        self.pages_reserved += count * entry.row_pages + (entry.prompt_pages if new else 0)
+        self.pages_reserved += count * entry.row_pages + (0 if entry.prompt.entered else entry.prompt.pages)
+        entry.prompt.entered = True
+        entry.prompt.running += count
         self.running += count
         first, entry.entered, entry.running = entry.entered, entry.entered + count, entry.running + count
         return first
@@ -170,7 +238,7 @@ class Scheduler:
             entered, place = heap[0]
             entry = self._queue[place]
             prompt = 0 if entered else len(entry.request.prompt)
-            pages = self.pages_reserved + entry.row_pages + (0 if entered else entry.prompt_pages)
+            pages = self.pages_reserved + entry.row_pages + (0 if entered else entry.prompt.pages)
             crowded = prompt and prefill and prefill + prompt > self.limits.prefill_tokens
             if crowded or (entry.row_pages and pages > self.limits.pages):
                 heapq.heappop(heap)
@@ -184,14 +252,20 @@ class Scheduler:
         entries = list(self._queue)
         self._queue = deque(entry for entry in entries if entry.waiting)
         return [
-            Admission(entry.request, first, entry.entered - first, not first, not entry.waiting)
+            self._admission(entry, first, entry.entered - first, not first)
             for entry, first in ((entries[place], first) for place, first in sorted(firsts.items()))
         ]
+
+    @staticmethod
+    def _admission(entry: _Entry, first: int, count: int, new: bool) -> Admission:
+        last = not entry.waiting and entry.prompt.family is None
+        return Admission(entry.request, first, count, new, last, entry.prompt.key)
 
     def finished(self, request_id: str) -> None:
         """One running sample of this request has left."""
         entry = self._entries[request_id]
         entry.running -= 1
+        entry.prompt.running -= 1
         self.running -= 1
         self.pages_reserved -= entry.row_pages
         self._retire(entry)
@@ -204,10 +278,20 @@ class Scheduler:
         if entry.waiting:
             self._queue.remove(entry)
             entry.dropped = True
+            if entry.entered and entry.prompt.family is None:
+                self._unread.append(entry.prompt.key)
         self._retire(entry)
         return True
 
     def _retire(self, entry: _Entry) -> None:
-        if not entry.running and not entry.waiting:
-            self.pages_reserved -= entry.prompt_pages if entry.entered else 0
-            del self._entries[entry.request.id]
+        if entry.running or entry.waiting:
+            return
+        del self._entries[entry.request.id]
+        prompt = entry.prompt
+        prompt.entries -= 1
+        if prompt.family is None:
+            self.pages_reserved -= prompt.pages if prompt.entered else 0
+        elif not prompt.entries:
+            del self._kept[prompt.family]
+            if prompt.entered:
+                self._kept[prompt.family] = prompt  # now the last to be given up

@@ -110,7 +110,9 @@ class Session:
                 if time.monotonic() >= self.deadline:
                     yield from self._end(dict.fromkeys(range(len(self._lineup)), "deadline"))
                     return
-                if admissions := self._scheduler.admit():
+                admissions = self._scheduler.admit()
+                self._close_unread()  # before others take their pages
+                if admissions:
                     first = len(self._lineup)
                     yield from self._settle(first, self._start(admissions))
                 if self._lineup:
@@ -140,10 +142,10 @@ class Session:
     def _start(self, admissions: Sequence[Admission]) -> Ints:
         """Prefill what is new, fork what enters; returns the new rows' codes."""
         began = time.monotonic()
-        if new := [a.request for a in admissions if a.new]:
-            handles = self.runner.prefill([request.prompt for request in new])
-            self._open.update(zip([request.id for request in new], handles, strict=True))
-            self.stats.prefill_tokens += sum(len(request.prompt) for request in new)
+        if new := [a for a in admissions if a.new]:
+            handles = self.runner.prefill([a.request.prompt for a in new])
+            self._open.update(zip([a.prompt for a in new], handles, strict=True))
+            self.stats.prefill_tokens += sum(len(a.request.prompt) for a in new)
         starts = []
         for a in admissions:
             request, params = a.request, a.request.params
@@ -151,10 +153,10 @@ class Session:
             limit, stop = self._scheduler.new_tokens(request), self.codec.stop(params.stop)
             keys = [sample_key(params.seed, request.name or request.id, sample.index) for sample in samples]
             rows = tuple(RowStart(key, params, limit, len(request.prompt), stop) for key in keys)
-            starts.append(Start(self._open[request.id], rows, a.last))
+            starts.append(Start(self._open[a.prompt], rows, a.last))
             self._lineup += samples
             if a.last:
-                del self._open[request.id]
+                del self._open[a.prompt]
         codes = self.runner.fork(starts)
         self.stats.generated_tokens += len(codes)
         self.stats.prefill_seconds += time.monotonic() - began
@@ -189,8 +191,7 @@ class Session:
         cancelled = {request_id for request_id, index in asked if index is None}
         for request_id in sorted(cancelled):
             self._scheduler.cancel(request_id)
-            if (handle := self._open.pop(request_id, None)) is not None:
-                self.runner.close(handle)
+        self._close_unread()
         rows = [
             row
             for row, sample in enumerate(self._lineup)
@@ -216,6 +217,10 @@ class Session:
             lineup[dst] = lineup[src]
         del lineup[len(lineup) - len(ended) :]
         return chains
+
+    def _close_unread(self) -> None:
+        for prompt in self._scheduler.unread():
+            self.runner.close(self._open.pop(prompt))
 
     def _text(self, tokens: Sequence[int]) -> str:
         return self.codec.decode([token for token in tokens if token not in self.codec.end_ids])

@@ -62,12 +62,12 @@ class Poll:
         """A request for the next ``count`` chains, or for as many as are left.
 
         Its id is its own, so that several can be in flight; its name is the problem's number, so that sample 20 is the
-        same chain in whichever request it comes.
+        same chain in whichever request it comes, and its prompt is the others'.
         """
         first, self.begun = self.begun, min(self.begun + count, self.params.n)
         self.asked.append(f"{self.number}/{first}")
         params = replace(self.params, n=self.begun - first)
-        return Request(self.asked[-1], self.prompt, params, first, str(self.number))
+        return Request(self.asked[-1], self.prompt, params, first, str(self.number), keep=params.n < self.params.n)
 
     def count(self, chain: Chain, seconds: float, late: bool = False) -> list[Event]:
         """Read a chain and count its ballot; a cut chain counts where it had marked an answer already. late: time is

@@ -250,11 +250,12 @@ class Player:
                     yield self._chain(flight, "stop" if flight.row.finish == "stop" else "length")
 
     def _admit(self) -> None:
-        seen: set[str] = set()
+        # A prompt stays prefilled while a chain of it runs (Request.keep).
+        there = {flight.request.name for flight in self._lineup}
         while self._waiting and len(self._lineup) < self.rows:
             flight = self._waiting.popleft()
-            if flight.request.id not in seen:
-                seen.add(flight.request.id)
+            if flight.request.name not in there:
+                there.add(flight.request.name)
                 self.clock += self.log.times.prefill * len(flight.request.prompt)
                 self.stats.prefill_tokens += len(flight.request.prompt)
             flight.tokens = 1

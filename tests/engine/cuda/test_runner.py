@@ -87,8 +87,10 @@ def test_random_streams_with_cancels_and_deadlines_leak_nothing(kind: str) -> No
         requests = [
             Request(
                 f"{turn}-{i}",
-                (1,) * rng.randrange(1, 130),
+                (1,) * (i % 20 + 1 if turn % 3 == 2 else rng.randrange(1, 130)),
                 SamplingParams(n=rng.randrange(1, 12), max_tokens=rng.randrange(1, 40)),
+                name=str(i % 20) if turn % 3 == 2 else "",
+                keep=turn % 3 == 2,
             )
             for i in range(150)
         ]  # fmt: skip
