@@ -50,7 +50,7 @@ def fast_machine() -> Iterator[None]:
 
 def config(folders: dict[str, Path], **changes: Any) -> BenchConfig:
     models = tuple(f"{name}={path}" for name, path in folders.items())
-    sizes: dict[str, Any] = {"batches": (3,), "prompt_tokens": 5, "new_tokens": (4, 9), "repeats": 2}
+    sizes: dict[str, Any] = {"batches": (3,), "prompt_tokens": (5,), "new_tokens": (4, 9), "repeats": 2}
     return BenchConfig(models, **(sizes | changes))
 
 
@@ -210,6 +210,27 @@ def test_the_promise_is_that_of_the_issue() -> None:
     assert bench_config.wanted("student_vs_teacher", Case(16, 64, 512)) is None
 
 
+def test_the_grid_has_every_combination_once() -> None:
+    grid = BenchConfig(
+        batches=(2,), prompts=("distinct",), prompt_tokens=(8, 16, 8), new_tokens=(4, 5), states=("bf16", "fp8"),
+        device="cuda",
+    )  # fmt: skip
+    grid.validate()
+    cases = list(grid.cases())
+    assert len(cases) == len(set(cases)) == 8
+    assert {(c.prompt, c.new, c.state) for c in cases} == {
+        (p, n, s) for p in (8, 16) for n in (4, 5) for s in grid.states
+    }
+    assert grid.longest == 21
+    assert str(cases[0]) == "batch 2, prompts of 8, 4 new tokens, states in bf16"
+    with pytest.raises(InputError, match="keeps states in fp32"):
+        BenchConfig(states=("bf16",)).validate()
+    with pytest.raises(InputError, match="state is 'int8'"):
+        replace(grid, states=("int8",)).validate()  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="fp8 to run against"):
+        BenchConfig(dtype="fp8").validate()
+
+
 def test_a_shared_prompt_is_read_once() -> None:
     assert Case(64, 64, 255).context == 64 + 128
     assert Case(64, 64, 255, shared=True).context == 1 + 128
@@ -229,7 +250,7 @@ def test_samples_of_one_prompt_are_prefilled_once(folders: dict[str, Path]) -> N
         ({"batches": (4, 0)}, "batch is 0"),
         ({"new_tokens": (-1,)}, "new is -1"),
         ({"new_tokens": ()}, "no --new is given"),
-        ({"prompt_tokens": 0}, "prompt is 0"),
+        ({"prompt_tokens": (0,)}, "prompt is 0"),
         ({"prompts": ()}, "prompts is 0"),
         ({"prompts": ("two",)}, "prompts is 'two'"),
         ({"repeats": 0}, "repeats is 0"),
@@ -237,7 +258,7 @@ def test_samples_of_one_prompt_are_prefilled_once(folders: dict[str, Path]) -> N
         ({"models": ()}, "no model"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 10**30}, "seed is 10{30}"),
-        ({"prompt_tokens": 500, "new_tokens": (13,)}, "max_len is 513"),
+        ({"prompt_tokens": (500,), "new_tokens": (13,)}, "max_len is 513"),
     ],
 )
 def test_mistakes_are_explained_before_anything_runs(

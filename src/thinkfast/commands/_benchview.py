@@ -17,7 +17,7 @@ from thinkfast.report.tables import bench_table
 
 SPEED_COLUMNS = (
     *("model", "engine", "batch", "tokens", "tokens/s", "ms/step", "bound", "share"),
-    *("first", "MiB", "planned"),
+    *("first", "MiB", "planned", "mJ/token"),
 )
 PIPE_WIDTH = 160  # a file or a pipe has no width of its own, and a wrapped table cannot be read
 
@@ -43,7 +43,7 @@ def _speeds(cells: Sequence[Mapping[str, Any]]) -> Table:
     table = _table("Tokens per second, forced length, temperature 1", SPEED_COLUMNS, left=2)
     for cell in cells:
         table.add_row(
-            cell["system"],
+            f"{cell['system']}{', states in ' + cell['state'] if cell['state'] else ''}",
             f"{cell['engine']}{', torch' if cell['step'] == 'torch' else ''}",
             str(cell["batch"]),
             f"{cell['prompt_tokens']}{' shared' if cell['shared_prompt'] else ''}+{cell['new_tokens']}",
@@ -53,6 +53,7 @@ def _speeds(cells: Sequence[Mapping[str, Any]]) -> Table:
             "–" if cell["bound_share"] is None else f"{cell['bound_share']:.0%}",
             f"{1e3 * cell['first_token_seconds']:.0f} ms",
             *("–" if cell[name] is None else f"{cell[name] / 2**20:,.0f}" for name in ("peak_bytes", "plan_bytes")),
+            "–" if cell["joules_per_token"] is None else f"{1e3 * cell['joules_per_token']:.1f}",
         )
     return table
 

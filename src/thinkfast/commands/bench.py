@@ -17,6 +17,7 @@ EXAMPLES = """
 thinkfast bench                                    # teacher and students, against transformers; minutes
 thinkfast bench --quick                            # the same for a few short runs
 thinkfast bench tiny --batch 1 --batch 8 --batch 64 --new 256      # a grid
+thinkfast bench random:llama-3.2-1b random:llama-3.2-1b/pure-d16 --device cuda --dtype bf16 --against none --batch 512
 thinkfast bench tiny mine=runs/pure/model --against none --out bench.json
 thinkfast bench --quick | tail -1 | python -m json.tool            # the last line is JSON
 """
@@ -30,8 +31,12 @@ def run(
     prompts: Annotated[
         list[str] | None, typer.Option(help="distinct: every chain has its own; one: all share one. Default both.")
     ] = None,
-    prompt: Annotated[int | None, typer.Option(help="Tokens of each random prompt.")] = None,
+    prompt: Annotated[list[int] | None, typer.Option(help="Tokens of each random prompt; may be repeated.")] = None,
     new: Annotated[list[int] | None, typer.Option(help="Tokens each chain is forced to; may be repeated.")] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help="SSM states on a GPU: fp32, bf16 or fp8; may be repeated."),
+    ] = None,
     repeats: Annotated[int | None, typer.Option(help="Rounds, all contestants in turn; ratios are medians.")] = None,
     against: Annotated[str, typer.Option(help="Baseline at the first --new: transformers, or none.")] = "transformers",
     curve: Annotated[bool, typer.Option(help="Also measure step time against context, and break-even.")] = True,
@@ -67,7 +72,8 @@ def run(
     given: dict[str, Any] = {
         "batches": batch and tuple(batch),
         "prompts": prompts and tuple(prompts),
-        "prompt_tokens": prompt,
+        "prompt_tokens": prompt and tuple(prompt),
+        "states": state and tuple(state),
         "new_tokens": new and tuple(new),
         "repeats": repeats,
     }

@@ -31,7 +31,7 @@ from thinkfast.judge.voters import MAJORITY, Voter
 
 READING = 0.03  # seconds after the deadline in which chains are still read; the answer is due within 0.05
 LOOKS = 8  # steps between two looks at the clock where nothing has changed
-BATCHED = 8  # rows are refilled once an eighth of the width is free: each refill prefills its prompts again
+BATCHED = 8  # rows are refilled once an eighth of the width is free: each refill is a fork, or a prefill
 
 
 @dataclass(frozen=True, slots=True)

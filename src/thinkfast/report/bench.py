@@ -13,6 +13,7 @@ import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ from thinkfast.engine.plan import MemoryPlan
 from thinkfast.engine.runners import captured, plan_for
 from thinkfast.models.loading import ASSETS, EMBEDDED, PRECISIONS, Loaded, load_as, require_device
 from thinkfast.provenance import provenance
-from thinkfast.report.benchconfig import BenchConfig, Case, RatioKind
+from thinkfast.report.benchconfig import STATES, BenchConfig, Case, RatioKind, State
 from thinkfast.report.breakeven import Curve, Measured, break_even
 from thinkfast.report.contestants import Contestant, Ours, Timing, Transformers, why_not_transformers
+from thinkfast.report.energy import EnergyMeter, energy_meter
 from thinkfast.report.evalconfig import system_list
 from thinkfast.report.probe import PeakMemory, machine_profile
 from thinkfast.report.roofline import ItemSizes, Machine, as_dict, decode_step
@@ -43,13 +45,14 @@ def present(models: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
 @dataclass(slots=True)
 class Entry:
     """A contestant in one case and its runs so far; first_token: seconds until every chain had its first token;
-    memory: most bytes held, weights included.
+    memory: most bytes held, weights included; joules: of each run, where the machine tells.
     """
 
     contestant: Contestant
     first_token: float
     memory: int | None
     runs: list[Timing]
+    joules: list[float | None]
 
     @property
     def key(self) -> tuple[str, str]:
@@ -80,9 +83,10 @@ def bench(
     load = os.getloadavg()
     say("measuring the machine")
     machine = machine_profile(device, dtype)
-    run = _Bench(config, loaded, machine, say, notes=list(notes))
-    for case in config.cases():
-        run.case(case)
+    with energy_meter(device) as meter:
+        run = _Bench(config, loaded, machine, meter, say, notes=list(notes))
+        for case in config.cases():
+            run.case(case)
     curves = run.curves() if config.curve else {}
     return {
         "version": 1,
@@ -110,6 +114,7 @@ class _Bench:
     config: BenchConfig
     loaded: dict[str, Loaded]
     machine: Machine
+    meter: EnergyMeter
     say: Say
     notes: list[str]
     cells: list[dict[str, Any]] = field(default_factory=list)
@@ -117,13 +122,14 @@ class _Bench:
     _baselines: dict[str, Transformers] = field(default_factory=dict)
     _first_token: dict[tuple[str, int], float] = field(default_factory=dict)
 
-    @property
-    def sizes(self) -> ItemSizes:
+    def sizes(self, state: State | None = None) -> ItemSizes:
+        """Bytes of an item with states as in a case."""
         size = PRECISIONS[self.config.dtype].itemsize
         weight = 1 if self.config.dtype == "fp8" else size
         # The plain engine keeps states in fp32, the captured one in the dtype of the weights.
         narrow = any(captured(one.spec, one.model.head_weight.device) for one in self.loaded.values())
-        return ItemSizes(weight, size, size if narrow else max(size, 4), size, size)
+        own = size if narrow else max(size, 4)
+        return ItemSizes(weight, size, own if state is None else STATES[state].itemsize, size, size)
 
     @property
     def teacher(self) -> str | None:
@@ -141,28 +147,34 @@ class _Bench:
                 contestant = make()
                 self.say(f"{contestant.system} in {contestant.engine}: {case}, round 1 of {self.config.repeats}")
                 contestant.run(prompts, min(WARM_UP_TOKENS, case.new), samples)
-                first = contestant.run(prompts, 1, samples).seconds
-                runs = [contestant.run(prompts, case.new, samples)]
+                entry = Entry(contestant, contestant.run(prompts, 1, samples).seconds, None, [], [])
+                self._run(entry, prompts, case, samples)
             # Another engine has loaded weights of its own in there; ours were loaded for all its cells before.
             shared = contestant.llm.plan.weight_bytes if isinstance(contestant, Ours) else 0
-            held = None if memory.bytes is None else memory.bytes + shared
-            entries.append(Entry(contestant, first, held, runs))
+            entry.memory = None if memory.bytes is None else memory.bytes + shared
+            entries.append(entry)
         for turn in range(1, self.config.repeats):
             for entry in entries:
                 who = f"{entry.contestant.system} in {entry.contestant.engine}"
                 self.say(f"{who}: {case}, round {turn + 1} of {self.config.repeats}")
-                entry.runs.append(entry.contestant.run(prompts, case.new, samples))
+                self._run(entry, prompts, case, samples)
         self.cells += [self._cell(case, entry) for entry in entries]
         self._compare(case, {entry.key: entry.runs for entry in entries})
         for entry in entries:
             if isinstance(entry.contestant, Ours) and not case.shared:
-                self._first_token[entry.contestant.system, case.batch] = entry.first_token
+                self._first_token.setdefault((entry.contestant.system, case.batch), entry.first_token)
+
+    def _run(self, entry: Entry, prompts: list[list[int]], case: Case, samples: int) -> None:
+        mark = self.meter.mark()
+        entry.runs.append(entry.contestant.run(prompts, case.new, samples))
+        entry.joules.append(self.meter.since(mark))
 
     def _makers(self, case: Case) -> list[Callable[[], Contestant]]:
         """Contestants of a case, made when their turn comes; those to be compared stand beside each other."""
         makers: list[Callable[[], Contestant]] = []
+        longest, state = case.prompt + case.new, None if case.state is None else STATES[case.state]
         for name, one in self.loaded.items():
-            makers.append(lambda name=name, one=one: Ours(name, one, case.batch, case.prompt + case.new))  # type: ignore[misc]
+            makers.append(partial(Ours, name, one, case.batch, longest, state))
             if self.config.against == "none" or case.new != self.config.new_tokens[0]:
                 continue
             if case.shared and one.spec.is_student:  # minutes, for what the case of distinct prompts tells
@@ -171,7 +183,7 @@ class _Bench:
                 note = f"{name} has no transformers baseline: {why}"
                 self.notes += [note] if note not in self.notes else []
                 continue
-            makers.append(lambda name=name, one=one: self._baseline(name, one))  # type: ignore[misc]
+            makers.append(partial(self._baseline, name, one))
         return makers
 
     def _baseline(self, name: str, one: Loaded) -> Transformers:
@@ -182,8 +194,10 @@ class _Bench:
     def _cell(self, case: Case, entry: Entry) -> dict[str, Any]:
         system, engine = entry.key
         step = statistics.median(run.ms_per_step for run in entry.runs)
-        cost = decode_step(self.loaded[system].spec, case.batch, case.context, self.sizes)
+        cost = decode_step(self.loaded[system].spec, case.batch, case.context, self.sizes(case.state))
         bound = 1e3 * cost.seconds(self.machine)
+        told = [joules for joules in entry.joules if joules is not None]
+        joules = statistics.median(told) if told else None
         return {
             "system": system,
             "engine": engine,
@@ -191,6 +205,7 @@ class _Bench:
             "shared_prompt": case.shared,
             "prompt_tokens": case.prompt,
             "new_tokens": case.new,
+            "state": case.state,
             "tokens_per_second": statistics.median(run.tokens_per_second for run in entry.runs),
             "ms_per_step": step,
             "bound_ms_per_step": bound,
@@ -200,6 +215,7 @@ class _Bench:
             "decode_seconds": statistics.median(run.decode_seconds for run in entry.runs),
             "first_token_seconds": entry.first_token,
             "peak_bytes": entry.memory,
+            "joules_per_token": joules / entry.runs[0].tokens if joules is not None else None,
             "step": entry.contestant.llm.step_path if isinstance(entry.contestant, Ours) else None,
             "plan_bytes": entry.contestant.plan_bytes if isinstance(entry.contestant, Ours) else None,
             "runs": [asdict(run) for run in entry.runs],
@@ -221,6 +237,7 @@ class _Bench:
         self.ratios.append(
             {"name": f"{who}: {case}", "kind": kind, "system": system}
             | {"batch": case.batch, "shared_prompt": case.shared, "prompt_tokens": case.prompt, "new_tokens": case.new}
+            | {"state": case.state}
             | {"value": statistics.median(rounds), "cpu_value": cpu, "rounds": rounds}
             | {"wanted": self.config.wanted(kind, case) if promised else None}
         )
@@ -240,13 +257,14 @@ class _Bench:
         """Where each student overtakes its teacher: predicted, measured, and by the bound alone."""
         if self.teacher is None or not curves or not self._first_token:
             return []
-        batch, prompt, new = max(self.config.batches), self.config.prompt_tokens, max(self.config.new_tokens)
+        # The prompts whose first token was timed.
+        batch, prompt, new = max(self.config.batches), self.config.prompt_tokens[0], max(self.config.new_tokens)
         measured = {
             name: Measured(one.spec, self._first_token[name, batch], curves[name]) for name, one in self.loaded.items()
         }
         return [
             {"student": name, "teacher": self.teacher, "batch": batch, "prompt_tokens": prompt}
-            | break_even(measured[self.teacher], measured[name], batch, prompt, new, self.sizes, self.machine)
+            | break_even(measured[self.teacher], measured[name], batch, prompt, new, self.sizes(), self.machine)
             for name, one in self.loaded.items()
             if one.spec.is_student
         ]

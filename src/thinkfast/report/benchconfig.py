@@ -5,15 +5,20 @@ Usage: ``BenchConfig(models=("tiny", "mine=runs/d/model"), batches=(64,), new_to
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
+
+import torch
 
 from thinkfast.errors import InputError
 from thinkfast.report.evalconfig import system_list
 
 DEFAULT_MODELS = ("tiny", "tiny-hybrid", "tiny-pure")
 Prompts = Literal["distinct", "one"]
+State = Literal["fp32", "bf16", "fp8"]
+STATES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 RatioKind = Literal["engine_vs_transformers", "student_vs_teacher"]
 # On a CPU, fp32, at this batch; a student at this many new tokens, a teacher at any.
 WANTED: dict[RatioKind, float] = {"engine_vs_transformers": 3.0, "student_vs_teacher": 1.5}
@@ -23,17 +28,20 @@ WANTED_BATCH, WANTED_NEW = 64, 512
 @dataclass(frozen=True, slots=True)
 class Case:
     """One cell of the grid: ``batch`` chains of ``new`` forced tokens, each after its own prompt of ``prompt`` tokens,
-    or with ``shared`` all after one, as when a problem is sampled many times.
+    or with ``shared`` all after one, as when a problem is sampled many times. state: of SSM states, None for the
+    engine's own choice.
     """
 
     batch: int
     prompt: int
     new: int
     shared: bool = False
+    state: State | None = None
 
     def __str__(self) -> str:
         prompt = f"one prompt of {self.prompt}" if self.shared else f"prompts of {self.prompt}"
-        return f"batch {self.batch}, {prompt}, {self.new} new tokens"
+        state = "" if self.state is None else f", states in {self.state}"
+        return f"batch {self.batch}, {prompt}, {self.new} new tokens{state}"
 
     @property
     def context(self) -> float:
@@ -45,16 +53,17 @@ class Case:
 class BenchConfig:
     """models: names or folders, each optionally `label=model`; the first Transformer is the teacher of the rest.
 
-    batches, prompts, prompt_tokens, new_tokens: the grid. repeats: rounds of all contestants in turn; ratios are
-    medians over rounds. against: the engine to compare with, at the first of new_tokens. curve: also measure step
-    time against context, at the largest batch, and break-even.
+    batches, prompts, prompt_tokens, new_tokens, states: the grid; no states means the engine's own choice. repeats:
+    rounds of all contestants in turn; ratios are medians over rounds. against: the engine to compare with, at the first
+    of new_tokens. curve: also measure step time against context, at the largest batch, and break-even.
     """
 
     models: tuple[str, ...] = DEFAULT_MODELS
     batches: tuple[int, ...] = (64,)
     prompts: tuple[Prompts, ...] = ("distinct", "one")
-    prompt_tokens: int = 64
+    prompt_tokens: tuple[int, ...] = (64,)
     new_tokens: tuple[int, ...] = (256, 512)
+    states: tuple[State, ...] = ()
     repeats: int = 3
     against: Literal["transformers", "none"] = "transformers"
     curve: bool = True
@@ -70,7 +79,11 @@ class BenchConfig:
         if bad := [kind for kind in self.prompts if kind not in ("distinct", "one")]:
             raise InputError(f"prompts is {bad[0]!r}", remedy="pass --prompts distinct, --prompts one, or both")
         whole = [("batch", self.batches), ("new", self.new_tokens)]
-        whole += [("prompt", (self.prompt_tokens,)), ("repeats", (self.repeats,)), ("prompts", (len(self.prompts),))]
+        if unknown := [state for state in self.states if state not in STATES]:
+            raise InputError(f"state is {unknown[0]!r}", remedy=f"pass --state {' or '.join(STATES)}")
+        if self.states and self.device == "cpu":
+            raise InputError("a CPU keeps states in fp32", remedy="leave --state out, or pass --device cuda")
+        whole += [("prompt", self.prompt_tokens), ("repeats", (self.repeats,)), ("prompts", (len(self.prompts),))]
         for name, values in whole:
             if not values:
                 raise InputError(f"no --{name} is given", remedy=f"pass --{name} of at least 1")
@@ -86,13 +99,14 @@ class BenchConfig:
         for batch in dict.fromkeys(self.batches):
             for prompts in dict.fromkeys(self.prompts):
                 if batch > 1 or self.prompts == ("one",) or prompts == "distinct":
-                    for new in dict.fromkeys(self.new_tokens):
-                        yield Case(batch, self.prompt_tokens, new, prompts == "one")
+                    grid = itertools.product(self.prompt_tokens, self.new_tokens, self.states or (None,))
+                    for prompt, new, state in dict.fromkeys(grid):
+                        yield Case(batch, prompt, new, prompts == "one", state)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest chain, its prompt included."""
-        return self.prompt_tokens + max(self.new_tokens)
+        return max(self.prompt_tokens) + max(self.new_tokens)
 
     def wanted(self, kind: RatioKind, case: Case) -> float | None:
         """The ratio this case is held to; None where no promise was made."""
@@ -102,5 +116,5 @@ class BenchConfig:
         return WANTED[kind]
 
 
-QUICK = BenchConfig(batches=(16,), prompt_tokens=16, new_tokens=(32, 64), repeats=1)
+QUICK = BenchConfig(batches=(16,), prompt_tokens=(16,), new_tokens=(32, 64), repeats=1)
 """Every kind of measurement, too short to trust."""

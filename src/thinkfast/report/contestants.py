@@ -90,10 +90,11 @@ class Ours:
 
     engine = "thinkfast"
 
-    def __init__(self, system: str, loaded: Loaded, batch: int, longest: int) -> None:
+    def __init__(
+        self, system: str, loaded: Loaded, batch: int, longest: int, state_dtype: torch.dtype | None = None
+    ) -> None:
         self.system = system
-        weight = loaded.model.head_weight
-        self.llm = LLM(loaded, max_batch=batch, max_len=longest, dtype=weight.dtype, device=weight.device)
+        self.llm = LLM(loaded, max_batch=batch, max_len=longest, state_dtype=state_dtype)
 
     @property
     def plan_bytes(self) -> int:

@@ -1,0 +1,55 @@
+"""The figure of docs/engine-gpu.md, from results/gpu-engine.json: tokens per second of every model and vLLM's, by cell.
+
+python benchmarks/plot_gpu.py            # writes docs/engine-gpu.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from draw_docs import ROOT, VLLM, result, teaches
+
+from thinkfast.files import atomic_write
+from thinkfast.report.canvas import INK, heading, panels, theme, to_svg
+
+CELLS = [(64, 128, 512), (256, 128, 1024), (512, 128, 512), (512, 256, 2048), (512, 256, 4096)]
+ORDER = ["teacher-1b", "hybrid4-1b-d64", "hybrid4-1b-d16", "hybrid2-1b-d16", "pure-1b-d64", "pure-1b-d16"]
+COLOURS = {"teacher": "#5b6573", "hybrid4": "#d08c2c", "hybrid2": "#e3b465", "pure": "#2f7f79"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "engine-gpu.svg")
+    out = parser.parse_args().out
+    found = result("gpu-engine")
+    ours: dict[tuple[Any, ...], float] = {}
+    for one in found["ours"]:
+        if one["samples"] == 1 and one["rows"] == one["B"] and one["state"] == "bf16":
+            ours[one["model"], one["B"], one["P"], one["O"]] = one["tok_s"]
+    theirs = {(one["model"], one["B"], one["P"], one["O"]): one["tok_s"] for one in found["vllm"]}
+    with theme():
+        figure, axes = panels(1, len(CELLS), (13, 3.6))
+        for column, (axis, cell) in enumerate(zip(axes, CELLS, strict=True)):
+            heading(axis, f"{cell[0]} x {cell[2]:,} tokens", f"prompts of {cell[1]}")
+            for place, model in enumerate(ORDER):
+                if (speed := ours.get((model, *cell))) is None:
+                    continue
+                pale = model.endswith("d64") and not teaches(model)
+                colour = COLOURS[model.split("-")[0]]
+                axis.barh(-place, speed / 1e3, height=0.72, color=colour, alpha=0.55 if pale else 1.0)
+                axis.text(speed / 1e3 + 2, -place, f"{speed / 1e3:.0f}", va="center", fontsize=9.5, color=INK)
+                if other := theirs.get((VLLM.get(model, model), *cell)):
+                    axis.plot([other / 1e3] * 2, [-place - 0.36, -place + 0.36], color=INK, lw=2)
+            axis.set_xlim(0, 185)
+            axis.set_yticks([-place for place in range(len(ORDER))], ORDER if not column else [""] * len(ORDER))
+            axis.grid(False)
+            axis.set_xlabel("thousand tokens/s")
+        svg = to_svg(figure)
+    atomic_write(out, svg)
+    print(out)
+
+
+if __name__ == "__main__":
+    main()
