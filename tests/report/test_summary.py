@@ -181,3 +181,20 @@ def test_the_order_of_rows_in_the_log_does_not_matter(order: tuple[int, ...]) ->
     one, other = summarise(results, rows), summarise(results, shuffled)
     assert one.table[0].majority == other.table[0].majority
     assert np.array_equal(one.curves["majority"]["t"].value, other.curves["majority"]["t"].value)
+
+
+def test_where_one_run_ends_the_others_curve_says_what_the_table_says() -> None:
+    """The student ends at 3.7 s; the teacher's third right chain comes just before, between two points of its grid."""
+    results, rows = simple(
+        {
+            "t": [[("r", 1.0)], [("r", 2.0)], [("r", 3.699999)], [("r", 9.0)]],
+            "s": [[("r", 1.0)], [("r", 1.5)], [("x", 2.0)], [("x", 3.7)]],
+        }
+    )
+    results["eval"]["systems"][1]["wall_seconds"] = 3.7
+    summary = summarise(results, rows)
+    assert summary.budgets[-1] == 3.7
+    for name, value in (("t", 0.75), ("s", 0.5)):
+        curve = summary.curves["coverage"][name]
+        assert curve.value[np.searchsorted(curve.seconds, 3.7, side="right") - 1] == value
+        assert (np.diff(curve.seconds) > 0).all()

@@ -192,7 +192,7 @@ def _race(summary: Summary) -> dict[str, Any] | None:
         for metric, curves in summary.curves.items():
             curve = curves[view.name]
             entry[metric] = {
-                "t": [round(float(x), 5) for x in curve.seconds],
+                "t": [float(f"{x:.8g}") for x in curve.seconds],
                 "v": [round(float(x), 4) for x in curve.value],
                 "lo": [round(float(x), 4) for x in curve.low],
                 "hi": [round(float(x), 4) for x in curve.high],

@@ -119,9 +119,12 @@ def _curves(views: Sequence[View]) -> dict[Metric, dict[str, Curve]]:
     begun = [at for view in views if (at := _begins(view)) is not None]
     firsts = [float(view.chains.seconds.min()) for view in views if len(view.chains.seconds)]
     start = max(min(begun or firsts), 1e-3)
+    ends = np.array([view.record.wall_seconds for view in views])
     for view in views:
         end = view.record.wall_seconds
         grid = np.geomspace(start, end, CURVE_POINTS) if start < end else np.array([max(end, start)])
+        # Also where others end: the curves are compared there, and must say what the tables say.
+        grid = np.union1d(grid[:-1], ends[(ends > start) & (ends <= end)]) if start < end else grid
         curves["coverage"][view.name] = coverage_curve(view.chains, grid, resamples=RESAMPLES)
         curves["majority"][view.name] = vote_curve(view.chains, grid, VOTERS["majority"], resamples=RESAMPLES)
     return curves

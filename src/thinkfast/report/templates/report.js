@@ -12,7 +12,7 @@ function words(seconds) {
 
 function stepAt(curve, seconds) {
   let at = -1;
-  while (at + 1 < curve.t.length && curve.t[at + 1] <= seconds * (1 + 1e-9)) at += 1;
+  while (at + 1 < curve.t.length && curve.t[at + 1] <= seconds * (1 + 1e-7)) at += 1;
   return at;
 }
 
