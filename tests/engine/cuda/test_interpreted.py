@@ -1,0 +1,54 @@
+"""The GPU's runner, every kernel of a step in its place, by Triton's interpreter on a CPU: the plain runner's tokens.
+
+No graph is captured; that, and real kernels, are test_runner.py's affair on a GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
+sys.path.append(str(Path(__file__).parents[1]))
+
+from toy_models import random_model
+
+from thinkfast.engine.cuda.plan import make_cuda_plan
+from thinkfast.engine.cuda.runner import CudaRunner
+from thinkfast.engine.plan import make_plan
+from thinkfast.engine.request import SamplingParams
+from thinkfast.engine.rows import RowStart
+from thinkfast.engine.runner import Runner, Start
+from thinkfast.models.fp8 import in_fp8
+from thinkfast.models.spec import ModelSpec
+
+# The interpreter turns arrays of one element into numbers, of which numpy 2.3 warns.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="there are real kernels here"),
+]
+# Every kernel of a step is met, by as few programs as can be: each takes a tenth of a second.
+SPEC = ModelSpec(64, 32, 2, 1, 16, 32, ("attention",) * 2, tie_embeddings=False, max_positions=256).as_student((1,), 16)
+NONE, F32 = frozenset({3}), torch.float32
+PARAMS = SamplingParams(temperature=0.8, ignore_eos=True)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_a_few_tokens_equal_the_plain_runners(fp8: bool) -> None:
+    model = in_fp8(random_model(SPEC)) if fp8 else random_model(SPEC)
+    ours = CudaRunner(model, make_cuda_plan(SPEC, 4, 128, F32, F32, None), NONE, capture=False)
+    plain = Runner(model, make_plan(SPEC, 4, 128, 4, None), NONE)
+    said = []
+    for runner in (ours, plain):
+        (prompt,) = runner.prefill([[5, 9, 11]])
+        runner.fork([Start(prompt, (RowStart(17, PARAMS, 9, 3), RowStart(99, PARAMS, 9, 3)), last=False)])
+        for _ in range(4):
+            runner.step()
+        # The captured one is a step behind in what it has heard.
+        said.append([row.tokens[:4] for row in runner.said(range(2))])
+        runner.close(prompt)
+    assert said[0] == said[1]
+    assert all(len(tokens) == 4 for tokens in said[0])
