@@ -26,10 +26,10 @@ from thinkfast.engine.request import SamplingParams
 from thinkfast.models.loading import Loaded, load_model
 from thinkfast.models.shapes import PREFIX
 from thinkfast.provenance import provenance
+from thinkfast.report.benchconfig import STATES
 from thinkfast.report.roofline import ItemSizes, Machine, decode_step
 
 H100 = Machine("H100 80GB, measured", 790e12, ((1e9, 3.0e12),))
-STATES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 
 
 def power() -> float | None:

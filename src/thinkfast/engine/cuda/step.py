@@ -149,10 +149,10 @@ class Step:
         mixer_rows = MixerRows(active, s.position, s.drawn, s.key)
         eps = spec.norm_eps
         norms = [layer.block.input_norm.weight for layer in self.layers[1:]]
-        embed_norm(
-            self.model.embed.weight, s.token, active, self.layers[0].block.input_norm.weight, residual, normed, eps,
-            scale,
-        )  # fmt: skip
+        exact, first = self.normed[:b], self.layers[0].block.input_norm.weight
+        embed_norm(self.model.embed.weight, s.token, active, first, residual, exact, eps)
+        if scale is not None:
+            round_rows(exact, normed, scale)
         for number, layer in enumerate(self.layers):
             block, mixer = layer.block, layer.block.mixer
             if isinstance(mixer, Attention) and layer.kv is not None:
@@ -169,8 +169,8 @@ class Step:
             if number + 1 < len(self.layers):
                 add_norm(residual, down, norms[number], normed, eps, scale)
         # The head stays as it is.
-        add_norm(residual, down, self.model.norm.weight, self.normed[:b], eps)
-        torch.mm(self.normed[:b], self.model.head_weight.t(), out=logits)
+        add_norm(residual, down, self.model.norm.weight, exact, eps)
+        torch.mm(exact, self.model.head_weight.t(), out=logits)
         draw(logits, self.sample_rows(active), eos, stops, self.work, self.news, filters)
 
     def _rounded(self, rows: int, width: int) -> Tensor:

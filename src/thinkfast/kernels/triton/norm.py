@@ -2,7 +2,7 @@
 
 Legend: B rows, D model width, S slots, R partial sums.
 
-With ``scale`` [B, 1] the norm comes rounded to e4m3 as the next product takes it (models/fp8.py).
+With ``scale`` [B, 1] add_norm's norm comes rounded to e4m3 as the next product takes it (models/fp8.py).
 
 Usage: ``add_norm(residual, update, weight, normed, eps)``; ``embed_norm(table, tokens, active, weight, ...)``.
 Source: RMSNorm, arXiv 1910.07467.
@@ -21,18 +21,7 @@ from thinkfast.kernels.triton.rounding import rounded_reference, store_row
 
 @triton.jit
 def _embed_norm(
-    TABLE,
-    TOKEN,
-    ACTIVE,
-    WEIGHT,
-    RESIDUAL,
-    NORMED,
-    SCALE,
-    eps,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    FP8: tl.constexpr,
-    PDL: tl.constexpr,
+    TABLE, TOKEN, ACTIVE, WEIGHT, RESIDUAL, NORMED, eps, D: tl.constexpr, BD: tl.constexpr, PDL: tl.constexpr
 ):
     b = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BD)
@@ -45,7 +34,7 @@ def _embed_norm(
     tl.store(RESIDUAL + b * D + i, x, mask=i < D)
     x = x.to(tl.float32)
     y = x * tl.rsqrt(tl.sum(x * x, 0) / D + eps) * w
-    store_row(NORMED, SCALE, b, i, D, y, FP8)
+    tl.store(NORMED + b * D + i, y.to(NORMED.dtype.element_ty), mask=i < D)
 
 
 @triton.jit
@@ -81,36 +70,22 @@ def _warps(width: int) -> int:
 
 
 def embed_norm(
-    table: Tensor,
-    tokens: Tensor,
-    active: Tensor,
-    weight: Tensor,
-    residual: Tensor,
-    normed: Tensor,
-    eps: float,
-    scale: Tensor | None = None,
+    table: Tensor, tokens: Tensor, active: Tensor, weight: Tensor, residual: Tensor, normed: Tensor, eps: float
 ) -> None:
     """residual [B, D] = table [V, D] rows of tokens [S] at slots active [B]; normed [B, D] its norm."""
     rows, width = residual.shape
     _embed_norm[(rows,)](
-        table, tokens, active, weight, residual, normed, normed if scale is None else scale, eps, width,
-        power_of_two(width), scale is not None, overlap(table.device), **options(_warps(width), table.device),
+        table, tokens, active, weight, residual, normed, eps, width, power_of_two(width),
+        overlap(table.device), **options(_warps(width), table.device),
     )  # fmt: skip
 
 
 def embed_norm_reference(
-    table: Tensor,
-    tokens: Tensor,
-    active: Tensor,
-    weight: Tensor,
-    residual: Tensor,
-    normed: Tensor,
-    eps: float,
-    scale: Tensor | None = None,
+    table: Tensor, tokens: Tensor, active: Tensor, weight: Tensor, residual: Tensor, normed: Tensor, eps: float
 ) -> None:
     """``embed_norm`` in torch."""
     residual.copy_(table[tokens[active.long()].long()])
-    rounded_reference(torch.rms_norm(residual.float(), weight.shape, weight.float(), eps), normed, scale)
+    normed.copy_(torch.rms_norm(residual.float(), weight.shape, weight.float(), eps))
 
 
 def add_norm(

@@ -1,6 +1,5 @@
-"""The GPU's runner, every kernel of a step in its place, by Triton's interpreter on a CPU: the plain runner's tokens.
-
-No graph is captured; that, and real kernels, are test_runner.py's affair on a GPU.
+"""The GPU's runner, every kernel of a step in its place, gives the plain runner's tokens: on a GPU with real kernels,
+elsewhere by Triton's interpreter. No graph is captured; that is test_runner.py's affair.
 """
 
 from __future__ import annotations
@@ -26,10 +25,8 @@ from thinkfast.models.fp8 import in_fp8
 from thinkfast.models.spec import ModelSpec
 
 # The interpreter turns arrays of one element into numbers, of which numpy 2.3 warns.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.skipif(torch.cuda.is_available(), reason="there are real kernels here"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Every kernel of a step is met, by as few programs as can be: each takes a tenth of a second.
 SPEC = ModelSpec(64, 32, 2, 1, 16, 32, ("attention",) * 2, tie_embeddings=False, max_positions=256).as_student((1,), 16)
 NONE, F32 = frozenset({3}), torch.float32
@@ -39,7 +36,8 @@ PARAMS = SamplingParams(temperature=0.8, ignore_eos=True)
 @pytest.mark.parametrize("fp8", [False, True])
 def test_a_few_tokens_equal_the_plain_runners(fp8: bool) -> None:
     model = in_fp8(random_model(SPEC)) if fp8 else random_model(SPEC)
-    ours = CudaRunner(model, make_cuda_plan(SPEC, 4, 128, F32, F32, None), NONE, capture=False)
+    there = in_fp8(random_model(SPEC).to(DEVICE)) if fp8 else random_model(SPEC).to(DEVICE)
+    ours = CudaRunner(there, make_cuda_plan(SPEC, 4, 128, F32, F32, None), NONE, capture=False)
     plain = Runner(model, make_plan(SPEC, 4, 128, 4, None), NONE)
     said = []
     for runner in (ours, plain):
