@@ -4,8 +4,9 @@
         --models llama-3.2-1b llama-3.2-1b/pure-d64 --cells 64,128,512 512,256,2048 [--vllm vllm.jsonl]
 
 Random bf16 weights, temperature 0.8, forced length; each cell is B sequences, P prompt tokens, O new tokens, after one
-short run that compiles and captures. --vllm takes the lines that ../shared/tools/vllm_bench.py printed on the same
-machine. Bounds are those of shared/tools/bound.py: report/roofline.py with 3.0 TB/s and 790 TFLOP/s.
+short run that compiles and captures. A step's ms are what a run of O tokens takes longer than one of two. --vllm takes
+the lines that ../shared/tools/vllm_bench.py printed on the same machine. Bounds are those of shared/tools/bound.py:
+report/roofline.py with 3.0 TB/s and 790 TFLOP/s.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import gc
 import json
 import random
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -27,30 +27,20 @@ from thinkfast.models.loading import Loaded, load_model
 from thinkfast.models.shapes import PREFIX
 from thinkfast.provenance import provenance
 from thinkfast.report.benchconfig import STATES
+from thinkfast.report.energy import energy_meter
 from thinkfast.report.roofline import ItemSizes, Machine, decode_step
 
 H100 = Machine("H100 80GB, measured", 790e12, ((1e9, 3.0e12),))
 
 
-def power() -> float | None:
-    """Watts the card draws now, if the driver tells."""
-    try:
-        out = subprocess.run(  # noqa: PLW1510
-            ["nvidia-smi", "--query-gpu=power.draw", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
-        return float(out.stdout.split()[0])
-    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
-        return None
-
-
-def cell(loaded: Loaded, b: int, p: int, o: int, state: str, samples: int, batch: int) -> dict[str, Any]:
-    """One cell; with ``samples`` above 1, b prompts of that many samples each, ``batch`` rows at a time."""
+def cell(loaded: Loaded, b: int, p: int, o: int, state: str, samples: int, batch: int, fp8: bool) -> dict[str, Any]:
+    """One cell; with ``samples`` above 1, b prompts of that many samples each, ``batch`` rows at a time. ``fp8``: the
+    blocks' weights.
+    """
     device = loaded.model.head_weight.device
     torch.cuda.reset_peak_memory_stats(device)
-    llm = LLM(loaded, max_batch=batch, max_len=p + o, dtype=torch.bfloat16, device=device, state_dtype=STATES[state])
+    kind = {"dtype": torch.bfloat16, "state_dtype": STATES[state], "fp8_weights": fp8}
+    llm = LLM(loaded, max_batch=batch, max_len=p + o, device=device, **kind)
     rng = random.Random(0)
     prompts = [[rng.randrange(1000, 100000) for _ in range(p)] for _ in range(b)]
 
@@ -66,23 +56,33 @@ def cell(loaded: Loaded, b: int, p: int, o: int, state: str, samples: int, batch
         return seconds, min(firsts)
 
     run(8, llm)
-    _, first = run(1, llm)
+    few, before = 2, llm.stats.steps
+    short, first = run(few, llm)
+    short_steps = llm.stats.steps - before
     steps, decode = llm.stats.steps, llm.stats.decode_seconds
     prefill = llm.stats.prefill_seconds
-    seconds, _ = run(o, llm)
+    with energy_meter(device) as meter:
+        mark = meter.mark()
+        seconds, _ = run(o, llm)
+        joules = meter.since(mark)
+    done = llm.stats.steps - steps
     spec = loaded.spec
     # What an average step has to do: the prompt of N samples is read once by all of them.
     context = p / samples + o / 2
-    sizes = ItemSizes(2, 2, 2, 2)
+    sizes = ItemSizes(1 if fp8 else 2, 2, 2, 2, head=2)
     bound = decode_step(spec, min(batch, b * samples), context, sizes).seconds(H100)
     found = {
         "model": loaded.name.removeprefix(PREFIX), "B": b, "P": p, "O": o, "samples": samples, "rows": batch,
         "state": state,
         "seconds": seconds, "tok_s": b * samples * o / seconds,
-        "ms_per_step": 1e3 * (llm.stats.decode_seconds - decode) / (llm.stats.steps - steps),
-        "steps": llm.stats.steps - steps, "prefill_seconds": llm.stats.prefill_seconds - prefill,
+        # What a step costs by itself: two runs that differ in nothing but their number of steps.
+        "decode_ms_per_step": 1e3 * (seconds - short) / (done - short_steps),
+        "ms_per_step": 1e3 * (llm.stats.decode_seconds - decode) / done,
+        "steps": done, "short_seconds": short, "short_steps": short_steps,
+        "prefill_seconds": llm.stats.prefill_seconds - prefill,
         "bound_ms_per_step": 1e3 * bound, "bound_tok_s": min(batch, b * samples) / bound, "first_token_seconds": first,
-        "peak_bytes": torch.cuda.max_memory_allocated(device), "plan": str(llm.plan), "watts_after": power(),
+        "peak_bytes": torch.cuda.max_memory_allocated(device), "plan": str(llm.plan),
+        "joules_per_token": None if joules is None else joules / (b * samples * o), "fp8_weights": fp8,
     }  # fmt: skip
     del llm
     gc.collect()
@@ -98,6 +98,7 @@ def main() -> None:
     ap.add_argument("--state", default="bf16", choices=list(STATES))
     ap.add_argument("--samples", type=int, default=1)
     ap.add_argument("--rows", type=int, default=0, help="rows at a time; 0 for all of a cell's")
+    ap.add_argument("--fp8", action="store_true", help="the blocks' weights in eight bits")
     ap.add_argument("--vllm", type=Path)
     a = ap.parse_args()
     found = json.loads(a.out.read_text()) if a.out.exists() else {**provenance(0), "ours": [], "vllm": []}
@@ -106,18 +107,19 @@ def main() -> None:
         for text in a.cells:
             b, p, o = map(int, text.split(","))
             try:
-                one = cell(loaded, b, p, o, a.state, a.samples, a.rows or b * a.samples)
+                one = cell(loaded, b, p, o, a.state, a.samples, a.rows or b * a.samples, a.fp8)
             except Exception as error:  # noqa: BLE001 one cell that does not fit must not cost the others
                 print(f"{name} {text}: {error!r}"[:500], flush=True)
                 gc.collect()
                 torch.cuda.empty_cache()
                 continue
             found["ours"].append(one)
+            share = one["bound_ms_per_step"] / one["decode_ms_per_step"]
             print(
-                f"{name:28s} {text:14s} x{a.samples} {one['tok_s']:9.0f} tok/s {one['ms_per_step']:7.3f} ms/step "
-                f"share {one['bound_ms_per_step'] / one['ms_per_step']:.0%} of {one['bound_tok_s']:.0f}; "
-                f"prefill {one['prefill_seconds']:.2f} s, first token {one['first_token_seconds']:.3f} s, "
-                f"{one['peak_bytes'] / 2**30:.1f} GiB, {one['seconds']:.2f} s",
+                f"{name:28s} {text:14s} {one['tok_s']:9.0f} tok/s {one['decode_ms_per_step']:7.3f} ms/step "
+                f"share {share:.0%} of {one['bound_tok_s']:.0f}; prefill {one['prefill_seconds']:.2f} s, "
+                f"first token {one['first_token_seconds']:.3f} s, {one['peak_bytes'] / 2**30:.1f} GiB, "
+                f"{one['seconds']:.2f} s, {one['joules_per_token'] or 0:.4f} J/token",
                 flush=True,
             )
             a.out.write_text(json.dumps(found, indent=1) + "\n")

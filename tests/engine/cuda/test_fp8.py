@@ -1,4 +1,4 @@
-"""Eight-bit projections in the captured step against the same model run whole by torch, on a GPU."""
+"""The captured step in bf16 and with weights in eight bits against the same model run whole by torch, on a GPU."""
 
 from __future__ import annotations
 
@@ -32,15 +32,14 @@ def toy(spec: ModelSpec) -> Loaded:
     return Loaded("toy", Path(), spec, random_model(spec).to("cuda", torch.bfloat16), cast(Any, ToyTokenizer()), "")
 
 
+# Rows for every way in which products are cut (kernels/triton/product.py), and for cuBLAS.
+@pytest.mark.parametrize(("fp8", "samples"), [(True, 3), (False, 3), (False, 20), (False, 50), (False, 150)])
 @pytest.mark.parametrize("kind", SPECS)
-def test_logprobs_are_those_of_one_pass(kind: str) -> None:
-    """In bf16 with states in fp32: both paths round the same eight bits, but not always to the same side."""
-    loaded = Loaded(
-        kind, Path(), SPECS[kind], random_model(SPECS[kind]).to("cuda", torch.bfloat16), cast(Any, ToyTokenizer()), ""
-    )
-    llm = LLM(loaded, 8, 200, torch.bfloat16, "cuda", torch.float32, fp8_weights=True)
+def test_logprobs_are_those_of_one_pass(kind: str, fp8: bool, samples: int) -> None:
+    """In bf16 with states in fp32: both paths round the same numbers, but not always to the same side."""
+    llm = LLM(toy(SPECS[kind]), 2 * samples, 200, torch.bfloat16, "cuda", torch.float32, fp8_weights=fp8)
     assert llm.step_path == "captured"
-    params = SamplingParams(n=3, temperature=1.0, max_tokens=60, ignore_eos=True)
+    params = SamplingParams(n=samples, temperature=1.0, max_tokens=60, ignore_eos=True)
     prompts = [[5, 9, 11], list(range(4, 40))]
     off = []
     for prompt, chains in zip(prompts, llm.generate(prompts, params), strict=True):
@@ -50,7 +49,7 @@ def test_logprobs_are_those_of_one_pass(kind: str) -> None:
             logits = model.logits(model(tokens, Ragged(torch.tensor([len(tokens)], device="cuda"))))
             said = logits.float().log_softmax(-1)[len(prompt) - 1 : -1].gather(-1, tokens[len(prompt) :, None])
             off.append((float(said.sum()) - chain.logprob) / len(chain.tokens))
-    assert max(map(abs, off)) < 0.05, off
+    assert max(map(abs, off)) < (0.05 if fp8 else 0.02), off
 
 
 def test_widths_that_do_not_align_are_refused() -> None:

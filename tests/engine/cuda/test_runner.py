@@ -75,6 +75,19 @@ def test_tokens_equal_the_cpus(kind: str, counts: tuple[int, ...], mix: str) -> 
             assert a.certainty == pytest.approx(b.certainty, abs=0.05)
 
 
+def test_a_table_of_stops_may_come_after_steps_were_captured() -> None:
+    """Captures know where the tables lie, so all are taken anew, and their memory with them."""
+    from thinkfast.engine.cuda.runner import CudaRunner
+
+    plan = make_cuda_plan(SPECS["hybrid"], 40, 256, torch.float32, torch.float32, None)
+    runner = CudaRunner(random_model(SPECS["hybrid"]).cuda(), plan, NONE)
+    first = drive(runner, MIXES["plain"], (24, 3, 2))
+    drive(runner, MIXES["plain"], (5, 1, 2))
+    assert runner.add_stop_table(torch.zeros(SPECS["hybrid"].vocab_size, dtype=torch.bool)) == 1
+    again = drive(runner, MIXES["plain"], (24, 3, 2))
+    assert [row.tokens for row in again] == [row.tokens for row in first]
+
+
 def engine(kind: str, rows: int = 8) -> LLM:
     model = random_model(SPECS[kind]).cuda()
     return LLM(Loaded(kind, Path(), SPECS[kind], model, cast(Any, ToyTokenizer()), ""), rows, 256, device="cuda")

@@ -77,3 +77,4 @@ class Graphs:
         """Drop all captures because the table of stop strings lies elsewhere now."""
         self.stops = stops
         self._graphs.clear()
+        self._pool = None  # it went with the last of its graphs

@@ -1,7 +1,7 @@
 """The decode step on a GPU, from token to token: what a graph captures, for every mixer.
 
-Matrix products go to cuBLAS; everything between two of them is one kernel. All of it runs in buffers that stay where
-they are, because a graph replays addresses.
+Matrix products go to cuBLAS, those of few rows to kernels/triton/product.py; everything between two of them is one
+kernel. All of it runs in buffers that stay where they are, because a graph replays addresses.
 
 Legend: B rows, D model width, F feed-forward width, V vocabulary.
 
@@ -10,6 +10,7 @@ Usage: ``step = Step(model, state, rows=512, max_len=1024); step(rows=64, active
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from thinkfast.errors import ModelError
 from thinkfast.kernels.triton.attention import KVLayer, KVRows, SplitPlan, attend
 from thinkfast.kernels.triton.mixer import MixerLayer, MixerRows, MixerWork, mix
 from thinkfast.kernels.triton.norm import add_norm, embed_norm
+from thinkfast.kernels.triton.product import MOST_ROWS, SHARES, Cut, Cuts, can_cut, cuts, product
 from thinkfast.kernels.triton.rounding import round_rows
 from thinkfast.kernels.triton.sampler import NEWS, SampleRows, SampleWork, draw
 from thinkfast.kernels.triton.swiglu import swiglu
@@ -38,17 +40,31 @@ def splits(rows: int, kv_heads: int) -> int:
     return max(1, min(_MAX_SPLITS, _PROGRAMS // (rows * kv_heads)))
 
 
-def _project(linear: nn.Linear | Fp8Linear, x: Tensor, scale: Tensor | None, out: Tensor) -> Tensor:
-    """x [B, K] to [B, N], in ``out`` or, in eight bits with the rows' ``scale``, in the graph's own memory."""
-    if isinstance(linear, Fp8Linear):
-        if scale is None:
-            raise TypeError("a product in eight bits takes rows in eight bits")
-        return linear.product(x, scale, out.dtype)[:, : linear.out_features]
+def _project(
+    linear: nn.Linear | Fp8Linear, x: Tensor, scale: Tensor | None, out: Tensor, cut: Cut | None = None
+) -> Tensor:
+    """x [B, K] to [B, N], or with a ``cut`` to [R, B, N], at the beginning of ``out``, which has room for it; cuBLAS's
+    in eight bits, which take the rows' ``scale``, in the graph's own memory.
+    """
     bias: Tensor | None = linear.bias
-    out = out.view(-1)[: x.shape[0] * linear.out_features].view(x.shape[0], linear.out_features)
+    shape: tuple[int, ...] = (x.shape[0], linear.out_features)
+    if cut is not None and cut.shares > 1:
+        shape = (cut.shares, *shape)
+    out = out.view(-1)[: math.prod(shape)].view(shape)
+    scales = _scales(linear, scale)
+    if cut is not None:
+        product(x, linear.weight, out, cut, bias, scales=scales)
+        return out
+    if isinstance(linear, Fp8Linear) and scales is not None:
+        return linear.product(x, scales[0], out.dtype)[:, : linear.out_features]
     if bias is None:
         return torch.mm(x, linear.weight.t(), out=out)
     return torch.addmm(bias, x, linear.weight.t(), out=out)
+
+
+def _scales(linear: nn.Linear | Fp8Linear, scale: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """Those of the rows and of the weight, where they are in eight bits."""
+    return (scale, linear.scale) if isinstance(linear, Fp8Linear) and scale is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +123,9 @@ class Step:
         at = torch.arange(max_len if spec.n_attention else 1, device=dev, dtype=torch.float32)
         angles = at[:, None] * model.frequencies.to(dev)
         self.cos, self.sin = angles.cos().contiguous(), angles.sin().contiguous()
+        self._cutting = can_cut(weight, spec.d_model, inner, spec.d_ff)
+        # Shares of an update, of as many rows as are ever cut so.
+        self.shares = torch.zeros(SHARES * min(rows, MOST_ROWS) * spec.d_model if self._cutting else 0, device=dev)
         self.layers: list[_Layer] = []
         attention = mamba = 0
         for block in model.blocks:
@@ -136,7 +155,7 @@ class Step:
     def __call__(self, active: Tensor, tiles: Tensor | None, filters: bool, eos: Tensor, stops: Tensor) -> None:
         """One token for every row of ``active`` [B]; ``news`` then says what came of it."""
         b, s, spec = active.shape[0], self.state, self.spec
-        residual, update, scale = self.residual[:b], self.update[:b], None if self.scale is None else self.scale[:b]
+        residual, scale = self.residual[:b], None if self.scale is None else self.scale[:b]
         mixed, both, logits = self.mixed[:b], self.both[:b], self.logits[:b]
         # What goes into a product: in eight bits three views of one buffer, each read before the next is written.
         normed, given, gated = (
@@ -147,7 +166,8 @@ class Step:
         plan = SplitPlan(splits(b, spec.n_kv_heads), _PROMPT_SPLITS if b < 256 else 1, tiles, self.parts, self.peaks)
         kv_rows = KVRows(active, s.position, s.shared, s.table, self.cos, self.sin)
         mixer_rows = MixerRows(active, s.position, s.drawn, s.key)
-        eps = spec.norm_eps
+        eps, cut = spec.norm_eps, cuts(b) if self._cutting else Cuts()
+        update = self.update if cut.out is None else self.shares
         norms = [layer.block.input_norm.weight for layer in self.layers[1:]]
         exact, first = self.normed[:b], self.layers[0].block.input_norm.weight
         embed_norm(self.model.embed.weight, s.token, active, first, residual, exact, eps)
@@ -156,21 +176,31 @@ class Step:
         for number, layer in enumerate(self.layers):
             block, mixer = layer.block, layer.block.mixer
             if isinstance(mixer, Attention) and layer.kv is not None:
-                qkv = _project(mixer.qkv, normed, scale, self.projected)
+                qkv = _project(mixer.qkv, normed, scale, self.projected, cut.into)
                 attend(qkv, layer.kv, kv_rows, plan, mixed, mixer.scale, mixer.norm_eps)
             elif isinstance(mixer, Mamba) and layer.mixer is not None:
-                projected = _project(mixer.in_proj, normed, scale, self.projected)
+                projected = _project(mixer.in_proj, normed, scale, self.projected, cut.into)
                 mix(projected, layer.mixer, s.mixers[layer.number], mixer_rows, self.mixing, mixed, layer.number)
             if scale is not None:
                 round_rows(mixed, given, scale)
-            add_norm(residual, _project(mixer.out, given, scale, update), block.post_norm.weight, normed, eps, scale)
-            swiglu(_project(block.mlp.gate_up, normed, scale, both), gated, scale)
-            down = _project(block.mlp.down, gated, scale, update)
+            added = _project(mixer.out, given, scale, update, cut.out)
+            add_norm(residual, added, block.post_norm.weight, normed, eps, scale)
+            if cut.gate_up is not None:
+                gate_up, whole = block.mlp.gate_up, self.gated[:b]
+                product(normed, gate_up.weight, whole, cut.gate_up, gated=True, scales=_scales(gate_up, scale))
+                if scale is not None:
+                    round_rows(whole, gated, scale)
+            else:
+                swiglu(_project(block.mlp.gate_up, normed, scale, both), gated, scale)
+            down = _project(block.mlp.down, gated, scale, update, cut.down)
             if number + 1 < len(self.layers):
                 add_norm(residual, down, norms[number], normed, eps, scale)
         # The head stays as it is.
         add_norm(residual, down, self.model.norm.weight, exact, eps)
-        torch.mm(exact, self.model.head_weight.t(), out=logits)
+        if cut.head is not None:
+            product(exact, self.model.head_weight, logits, cut.head)
+        else:
+            torch.mm(exact, self.model.head_weight.t(), out=logits)
         draw(logits, self.sample_rows(active), eos, stops, self.work, self.news, filters)
 
     def _rounded(self, rows: int, width: int) -> Tensor:

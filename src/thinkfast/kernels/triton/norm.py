@@ -1,6 +1,6 @@
 """Residual add and RMS norm in one pass, and the step's first lines: embedding rows and their norm.
 
-Legend: B rows, D model width, S slots, R partial sums.
+Legend: B rows, D model width, S slots, R shares of an update (product.py).
 
 With ``scale`` [B, 1] add_norm's norm comes rounded to e4m3 as the next product takes it (models/fp8.py).
 
@@ -47,6 +47,7 @@ def _add_norm(
     eps,
     D: tl.constexpr,
     BD: tl.constexpr,
+    R: tl.constexpr,
     FP8: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -56,7 +57,10 @@ def _add_norm(
     wait(PDL)
     trigger(PDL)
     x = tl.load(RESIDUAL + b * D + i, mask=i < D, other=0.0).to(tl.float32)
-    x += tl.load(UPDATE + b * D + i, mask=i < D, other=0.0).to(tl.float32)
+    update = tl.load(UPDATE + b * D + i, mask=i < D, other=0.0).to(tl.float32)
+    for r in tl.static_range(1, R):
+        update += tl.load(UPDATE + (r * tl.num_programs(0) + b) * D + i, mask=i < D, other=0.0).to(tl.float32)
+    x += update
     # What the next layer sees is what was stored, as in the reference.
     x = x.to(RESIDUAL.dtype.element_ty)
     tl.store(RESIDUAL + b * D + i, x, mask=i < D)
@@ -91,10 +95,13 @@ def embed_norm_reference(
 def add_norm(
     residual: Tensor, update: Tensor, weight: Tensor, normed: Tensor, eps: float, scale: Tensor | None = None
 ) -> None:
-    """residual [B, D] += update [B, D]; normed [B, D] = RMS norm of it with ``weight`` [D]."""
+    """residual [B, D] += update [B, D], or the sum of update [R, B, D]; normed [B, D] = RMS norm of it with ``weight``
+    [D].
+    """
     rows, width = residual.shape
+    shares = 1 if update.ndim == 2 else update.shape[0]
     _add_norm[(rows,)](
-        residual, update, weight, normed, normed if scale is None else scale, eps, width, power_of_two(width),
+        residual, update, weight, normed, normed if scale is None else scale, eps, width, power_of_two(width), shares,
         scale is not None, overlap(residual.device), **options(_warps(width), residual.device),
     )  # fmt: skip
 
@@ -103,5 +110,6 @@ def add_norm_reference(
     residual: Tensor, update: Tensor, weight: Tensor, normed: Tensor, eps: float, scale: Tensor | None = None
 ) -> None:
     """``add_norm`` in torch."""
-    residual.copy_((residual.float() + update.float()).to(residual.dtype))
+    update = update.float() if update.ndim == 2 else update.float().sum(0)
+    residual.copy_((residual.float() + update).to(residual.dtype))
     rounded_reference(torch.rms_norm(residual.float(), weight.shape, weight.float(), eps), normed, scale)
