@@ -74,9 +74,9 @@ def check(
     close(found.sum(0) if cut.shares > 1 else found, want.sum(0) if cut.shares > 1 else want)
 
 
-def test_many_rows_odd_widths_and_wide_numbers_are_left_to_the_library() -> None:
+def test_many_rows_odd_widths_and_wide_numbers_are_left_to_the_library(device: torch.device) -> None:
     assert cuts(MOST_ROWS).into is not None
     assert cuts(MOST_ROWS + 1) == Cuts()
-    weight = torch.zeros(8, 64, dtype=torch.float32)
+    weight = torch.zeros(8, 64, dtype=torch.float32, device=device)
     assert can_cut(weight, 64) is not ON_GPU  # tensor cores on a GPU, anything under the interpreter
     assert not can_cut(weight, 64, 63)
