@@ -9,7 +9,16 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
 
 from thinkfast.kernels.triton.attention import TILE_ROWS, KVLayer, KVRows, SplitPlan, attend, attend_reference
-from thinkfast.kernels.triton.mixer import HOLD, MixerLayer, MixerRows, MixerState, MixerWork, mix, mix_reference
+from thinkfast.kernels.triton.mixer import (
+    HOLD,
+    MixerLayer,
+    MixerRows,
+    MixerState,
+    MixerWork,
+    Tiling,
+    mix,
+    mix_reference,
+)
 from thinkfast.kernels.triton.norm import add_norm, add_norm_reference, embed_norm, embed_norm_reference
 from thinkfast.kernels.triton.rounding import round_rows, rounded_reference
 from thinkfast.kernels.triton.swiglu import swiglu, swiglu_reference
@@ -24,7 +33,8 @@ ON_GPU = torch.cuda.is_available()
 FLOATS = [torch.float32, torch.bfloat16, torch.float8_e4m3fn]
 ATTENTION = [(2, 3, 16, 16, 3, False), (1, 8, 32, 16, 1, True), (3, 1, 16, 16, 1, False), (2, 4, 64, 16, 2, True)]
 SIZES = [(4, 2, 16, 16), (2, 2, 16, 32), (2, 1, 16, 128)]
-MIXERS = [(*sizes, dtype) for sizes, dtype in zip(SIZES, FLOATS, strict=True)]
+MIXERS = [(*sizes, dtype, None) for sizes, dtype in zip(SIZES, FLOATS, strict=True)]
+MIXERS += [(4, 2, 16, 16, torch.bfloat16, Tiling(1, 2, at_once=False, small_warps=1))]
 KINDS = [(torch.float32, False)]
 if ON_GPU:
     SPLITS = [(1, False), (3, False), (1, True), (2, True)]
@@ -32,7 +42,9 @@ if ON_GPU:
     ATTENTION = [(*heads, *split) for heads in HEADS for split in SPLITS]
     KINDS += [(torch.bfloat16, True)]
     SIZES = [(6, 2, 16, 16), (4, 4, 16, 32), (2, 1, 16, 128), (8, 2, 32, 64), (8, 8, 128, 16)]
-    MIXERS = [(*sizes, dtype) for sizes in SIZES for dtype in FLOATS]
+    # Many tiles a program, one head each, and as the step cuts them.
+    LOOPS = [None, lambda heads: Tiling(1, heads, stages=3), lambda heads: Tiling(1, heads // 2, 2, at_once=False)]
+    MIXERS = [(*sizes, dtype, loop and loop(sizes[0])) for sizes in SIZES for dtype in FLOATS for loop in LOOPS]
 
 
 def close(found: Tensor, want: Tensor, bound: float) -> None:
@@ -196,8 +208,8 @@ def mixer(
     )
 
 
-@pytest.mark.parametrize(("heads", "kv", "p", "n", "ssm"), MIXERS)
-def test_mixer(heads: int, kv: int, p: int, n: int, ssm: torch.dtype, device: torch.device) -> None:
+@pytest.mark.parametrize(("heads", "kv", "p", "n", "ssm", "cut"), MIXERS)
+def test_mixer(heads: int, kv: int, p: int, n: int, ssm: torch.dtype, cut: Tiling | None, device: torch.device) -> None:
     """Enough steps that every row writes its state more than once; the reference keeps it in fp32 throughout."""
     # On a GPU also enough rows that a program takes several heads.
     slots = 5 if device.type == "cpu" else 50
@@ -216,7 +228,7 @@ def test_mixer(heads: int, kv: int, p: int, n: int, ssm: torch.dtype, device: to
         projected = torch.randn(len(active), width, generator=g).to(device)
         out, want = (torch.full((len(active), heads * p), NAN, device=device) for _ in range(2))
         work = MixerWork.make(len(active), heads, p, n, torch.float32, device)
-        mix(projected, layer, state, rows, work, out, number=1)
+        mix(projected, layer, state, rows, work, out, 1, cut)
         mix_reference(projected, layer, want_state, rows, want, number=1)
         close(out, want, bound)
         rows.position.add_(1)

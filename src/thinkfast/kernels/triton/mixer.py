@@ -134,27 +134,31 @@ def _phase(DRAWN, slot, key, D: tl.constexpr):
 
 
 @triton.jit
-def _earlier(
-    HELD, STEPS, WEIGHT, cc, rest, gone, rate, ring, h, mine, there,
-    H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
-):  # fmt: skip
-    """``rest`` and ``gone`` with the input at ``ring`` of the held ones, if it is ``there``; its weight is noted."""
+def _held(HELD, STEPS, ring, h, mine, there, H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr):
+    """dt, B and x of the input at ``ring`` of the held ones; zeros where it is not ``there``."""
     p = tl.arange(0, P)
     n = tl.arange(0, N)
-    held = HELD + ring * K * (P + N)
+    HELD += ring * K * (P + N)
     step = tl.load(STEPS + ring * H + h, mask=mine & there, other=0.0)
+    b = tl.load(HELD + P + n, mask=(n < N) & there, other=0.0)
+    x = tl.load(HELD + p, mask=(p < P) & there, other=0.0)
+    return step, b, x
+
+
+@triton.jit
+def _earlier(WEIGHT, cc, rest, gone, rate, ring, mine, there, step, b, x):
+    """``rest`` and ``gone`` with the held input at ``ring``, if it is ``there``; its weight is noted."""
     weight = tl.exp(gone) * step
     tl.store(WEIGHT + ring, weight, mask=mine & there)
-    inner = tl.sum(cc * tl.load(held + P + n, mask=(n < N) & there, other=0.0).to(tl.float32)[None, :], 1)
-    x = tl.load(held + p, mask=(p < P) & there, other=0.0).to(tl.float32)
-    return rest + (weight * inner)[:, None] * x[None, :], gone + step * rate
+    inner = tl.sum(cc * b.to(tl.float32)[None, :], 1)
+    return rest + (weight * inner)[:, None] * x.to(tl.float32)[None, :], gone + step * rate
 
 
 @triton.jit
 def _prepare(
     PROJECTED, CONV, HELD, STEPS, TAPS, CBIAS, RATE, DTB, SKIP, READ, REST, WEIGHT, ACTIVE, POSITION, DRAWN, KEY, width,
     H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr, W: tl.constexpr, D: tl.constexpr,
-    GP: tl.constexpr, FEW: tl.constexpr, PDL: tl.constexpr,
+    GP: tl.constexpr, AT_ONCE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     G: tl.constexpr = H // K
     C: tl.constexpr = K * P + K * N + H * N
@@ -181,6 +185,11 @@ def _prepare(
     x = _past(CONV, TAPS, CBIAS, xs, p < P, position, C, W)
     bb = _past(CONV, TAPS, CBIAS, bs, n < N, position, C, W)
     cc = _past(CONV, TAPS, CBIAS, cs, every, position, C, W)
+    if AT_ONCE:
+        tl.static_assert(D == 4)
+        step1, b1, x1 = _held(HELD, STEPS, phase - 1, h, mine, 1 < count, H, K, P, N)
+        step2, b2, x2 = _held(HELD, STEPS, phase - 2, h, mine, 2 < count, H, K, P, N)
+        step3, b3, x3 = _held(HELD, STEPS, phase - 3, h, mine, 3 < count, H, K, P, N)
     wait(PDL)
     trigger(PDL)
     row = PROJECTED + b * width + H * P
@@ -201,13 +210,14 @@ def _prepare(
     WEIGHT += b * H * (D + 1) + h * (D + 1)
     tl.store(WEIGHT + phase, dt, mask=mine)
     gone = dt * rate
-    # Few rows wait for memory: unrolled, all inputs come together. Many share the registers: one after another.
-    if FEW:
-        for j in tl.static_range(1, D):
-            rest, gone = _earlier(HELD, STEPS, WEIGHT, cc, rest, gone, rate, phase - j, h, mine, j < count, H, K, P, N)
+    if AT_ONCE:
+        rest, gone = _earlier(WEIGHT, cc, rest, gone, rate, phase - 1, mine, 1 < count, step1, b1, x1)
+        rest, gone = _earlier(WEIGHT, cc, rest, gone, rate, phase - 2, mine, 2 < count, step2, b2, x2)
+        rest, gone = _earlier(WEIGHT, cc, rest, gone, rate, phase - 3, mine, 3 < count, step3, b3, x3)
     else:
         for j in range(1, count):
-            rest, gone = _earlier(HELD, STEPS, WEIGHT, cc, rest, gone, rate, phase - j, h, mine, True, H, K, P, N)
+            step, bs, xs = _held(HELD, STEPS, phase - j, h, mine, True, H, K, P, N)
+            rest, gone = _earlier(WEIGHT, cc, rest, gone, rate, phase - j, mine, True, step, bs, xs)
     tl.store(WEIGHT + D, tl.exp(gone), mask=mine)
     tl.store(REST + b * H * P + h[:, None] * P + p[None, :], rest, mask=mine[:, None])
 
@@ -220,37 +230,27 @@ def _per_head(rows, EACH: tl.constexpr, P: tl.constexpr, TOP: tl.constexpr):
     return tl.reshape(tl.broadcast_to(found[:, None], (EACH, P)), (EACH * P,))
 
 
-@triton.jit(do_not_specialize=["layer"])
-def _advance(
-    PROJECTED, SSM, SCALE, HELD, NORM, READ, REST, WEIGHT, OUT, ACTIVE, POSITION, DRAWN, KEY, layer, eps, width,
+@triton.jit
+def _tile(
+    s, PROJECTED, SSM, SCALE, HELD, NORM, READ, REST, WEIGHT, OUT, b, first, slot, phase, count, seed, eps, width,
     H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr, D: tl.constexpr, EACH: tl.constexpr,
-    NARROW: tl.constexpr, PDL: tl.constexpr,
+    NARROW: tl.constexpr,
 ):  # fmt: skip
-    b = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1) * EACH
+    """Heads ``first`` .. + EACH of row ``b``, whose written state is ``s`` [EACH P, N]."""
     kv = first // (H // K)
     r = tl.arange(0, EACH * P)
     n = tl.arange(0, N)
     p = r % P
     h = first + r // P
-    slot = tl.load(ACTIVE + b).to(tl.int64)
-    key = tl.load(KEY + slot)
-    phase, count = _phase(DRAWN, slot, key, D)
-    where = SSM + (slot * H * P + first * P + r[:, None]) * N + n[None, :]
-    # No kernel of this step has written the state: it may come before what they have to say.
-    s = tl.load(where).to(tl.float32)
     if NARROW == 2:
         s = s * tl.load(SCALE + slot * H + h)[:, None]
-    norm = tl.load(NORM + first * P + r)
-    wait(PDL)
-    trigger(PDL)
     decay = tl.load(WEIGHT + (b * H + h) * (D + 1) + D)
     # Every line of the tile reads its head's C, so that it lies as the state does and nothing has to be rearranged.
     cc = tl.load(READ + (b * H + h)[:, None] * N + n[None, :]).to(tl.float32)
     y = decay * tl.sum(s * cc, 1) + tl.load(REST + (b * H + first) * P + r)
     z = tl.load(PROJECTED + b * width + first * P + r).to(tl.float32)
     y = y * z * tl.sigmoid(z)
-    y = y * tl.rsqrt(_per_head(y * y, EACH, P, False) / P + eps) * norm
+    y = y * tl.rsqrt(_per_head(y * y, EACH, P, False) / P + eps) * tl.load(NORM + first * P + r)
     tl.store(OUT + (b * H + first) * P + r, y.to(OUT.dtype.element_ty))
     if phase == D - 1:
         s = s * decay[:, None]
@@ -260,8 +260,6 @@ def _advance(
             bs = tl.load(HELD + j * K * (P + N) + P + n[None, :] + 0 * r[:, None]).to(tl.float32)
             s += xs[:, None] * bs
         if NARROW > 0:
-            seed = (key ^ (key >> 32)).to(tl.uint32) + (tl.load(POSITION + slot) * 0x9E3779B1).to(tl.uint32)
-            seed = _noise(seed + layer.to(tl.uint32) * 0x85EBCA6B)
             lines = _noise(seed + (first * P + r).to(tl.uint32))
             columns = _noise(seed ^ (n.to(tl.uint32) * 0x9E3779B1))
             noise = (lines[:, None] ^ columns[None, :]) * 0x9E3779B1
@@ -279,12 +277,74 @@ def _advance(
             small = tl.floor(s * 512.0 + share) * (1.0 / 512.0)
             s = tl.where(tl.abs(s) < 0.015625, small, normal)
             s = tl.minimum(tl.maximum(s, -448.0), 448.0)
-        tl.store(where, s.to(SSM.dtype.element_ty))
+        tl.store(SSM + (slot * H * P + first * P + r[:, None]) * N + n[None, :], s.to(SSM.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["layer"])
+def _advance(
+    PROJECTED, SSM, SCALE, HELD, NORM, READ, REST, WEIGHT, OUT, ACTIVE, POSITION, DRAWN, KEY, layer, eps, width,
+    H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr, D: tl.constexpr, EACH: tl.constexpr,
+    TILES: tl.constexpr, STAGES: tl.constexpr, NARROW: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(0).to(tl.int64)
+    first = tl.program_id(1) * EACH * TILES
+    r = tl.arange(0, EACH * P)
+    n = tl.arange(0, N)
+    slot = tl.load(ACTIVE + b).to(tl.int64)
+    key = tl.load(KEY + slot)
+    phase, count = _phase(DRAWN, slot, key, D)
+    seed = (key ^ (key >> 32)).to(tl.uint32) + (tl.load(POSITION + slot) * 0x9E3779B1).to(tl.uint32)
+    seed = _noise(seed + layer.to(tl.uint32) * 0x85EBCA6B)
+    where = SSM + (slot * H * P + first * P + r[:, None]) * N + n[None, :]
+    if TILES == 1:
+        # No kernel of this step has written the state: it may come before what they have to say.
+        s = tl.load(where).to(tl.float32)
+        wait(PDL)
+        trigger(PDL)
+        _tile(
+            s, PROJECTED, SSM, SCALE, HELD, NORM, READ, REST, WEIGHT, OUT, b, first, slot, phase, count, seed, eps,
+            width, H, K, P, N, D, EACH, NARROW,
+        )  # fmt: skip
+    else:
+        wait(PDL)
+        trigger(PDL)
+        for i in tl.range(0, TILES, num_stages=STAGES):
+            s = tl.load(where + i * EACH * P * N).to(tl.float32)
+            _tile(
+                s, PROJECTED, SSM, SCALE, HELD, NORM, READ, REST, WEIGHT, OUT, b, first + i * EACH, slot, phase, count,
+                seed, eps, width, H, K, P, N, D, EACH, NARROW,
+            )  # fmt: skip
 
 
 def narrow(dtype: torch.dtype) -> int:
     """How a state of ``dtype`` is written: 0 as it is, 1 bf16 at random, 2 fp8 with a scale at random."""
     return {torch.bfloat16: 1, torch.float8_e4m3fn: 2}.get(dtype, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How the kernels are cut. The second goes over a row's state: a program takes ``tiles`` tiles of ``each`` heads in
+    turn, whose states are on their way ``stages`` tiles ahead. The first has ``small_warps`` warps a program and reads
+    all held inputs ``at_once``, or one after another.
+    """
+
+    each: int
+    tiles: int = 1
+    warps: int = 1
+    stages: int = 2
+    at_once: bool = True
+    small_warps: int = 4
+
+
+def tiling(b: int, heads: int, group: int, p: int, n: int) -> Tiling:
+    """For ``b`` rows of ``heads`` heads in groups of ``group``."""
+    # A program needs some kilobytes of state to be worth its start.
+    each = 1
+    while b > 32 and group % (2 * each) == 0 and 2 * each * p * n <= 2048:
+        each *= 2
+    # Few rows wait for memory: all inputs come together. Many share the registers: one after another.
+    few = b <= 64
+    return Tiling(each, 1, max(1, min(8, each * p * n // 1024)), at_once=few, small_warps=4 if few else 1)
 
 
 def mix(
@@ -295,30 +355,26 @@ def mix(
     work: MixerWork,
     out: Tensor,
     number: int = 0,
+    cut: Tiling | None = None,
 ) -> None:
     """out [B, H P] from projected [B, H P + C + H] (z, x, B, C, dt); ``state`` moves on by one token a row.
 
-    ``number`` is the layer's, which decorrelates the rounding of layers.
+    ``number`` is the layer's, which decorrelates the rounding of layers; ``cut`` is `tiling`'s unless given.
     """
     _, heads, p, n = state.ssm.shape
     kv, b, dev, pdl = layer.kv_heads, out.shape[0], out.device, overlap(out.device)
     held, width, stride = state.held.shape[1], state.conv.shape[1], projected.stride(0)
     where = (rows.active, rows.position, rows.drawn, rows.key)
     handed = (work.read, work.rest, work.weight)
-    few = b <= 64
+    t = cut or tiling(b, heads, heads // kv, p, n)
     _prepare[(b, kv)](
         projected, state.conv, state.held, state.steps, layer.taps, layer.conv_bias, layer.rates, layer.dt_bias,
-        layer.skip, *handed, *where, stride, heads, kv, p, n, width, held, power_of_two(heads // kv), few, pdl,
-        **options(4 if few else 1, dev),
+        layer.skip, *handed, *where, stride, heads, kv, p, n, width, held, power_of_two(heads // kv), t.at_once, pdl,
+        **options(t.small_warps, dev),
     )  # fmt: skip
-    # A program needs some kilobytes of state to be worth its start.
-    each = 1
-    while b > 32 and heads // kv % (2 * each) == 0 and 2 * each * p * n <= 2048:
-        each *= 2
-    _advance[(b, heads // each)](
+    _advance[(b, heads // (t.each * t.tiles))](
         projected, state.ssm, state.scale, state.held, layer.norm, *handed, out, *where, number, layer.eps, stride,
-        heads, kv, p, n, held, each, narrow(state.ssm.dtype), pdl,
-        **options(max(1, min(8, each * p * n // 1024)), dev),
+        heads, kv, p, n, held, t.each, t.tiles, t.stages, narrow(state.ssm.dtype), pdl, **options(t.warps, dev),
     )  # fmt: skip
 
 
