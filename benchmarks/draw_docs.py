@@ -94,8 +94,8 @@ def teaches(name: str) -> bool:
     return name.startswith("teacher") or ("/" not in name and name.startswith("llama"))
 
 
-def gpu(stem: str = "gpu-engine") -> str:
-    """Every cell of one sample a prompt, beside vLLM's where it ran in the same lease."""
+def gpu(stem: str = "gpu-engine", only: str = "") -> str:
+    """Every cell of one sample a prompt, beside vLLM's where it ran in the same lease; ``only`` "beside": no others."""
     found = result(stem)
     cells: dict[tuple[int, int, int], dict[str, Any]] = {}
     for one in found["ours"]:
@@ -105,22 +105,46 @@ def gpu(stem: str = "gpu-engine") -> str:
     lines = []
     for (b, p, o), models in sorted(cells.items()):
         teachers = [one["tok_s"] for name, one in models.items() if teaches(name)]
-        best = max([*teachers, theirs.get((VLLM["teacher-1b"], b, p, o), 0.0)])
+        best = max([*teachers, theirs.get(("llama-1b", b, p, o), 0.0)])
         for name, one in sorted(models.items(), key=lambda each: (not teaches(each[0]), each[0])):
             other = theirs.get((VLLM.get(name, name), b, p, o))
-            share = one["bound_ms_per_step"] / one["ms_per_step"]
-            own = [f"{one['tok_s']:,.0f}", f"{one['ms_per_step']:.2f}", f"{share:.0%}"]
+            if only and not other:
+                continue
+            step = one.get("decode_ms_per_step", one["ms_per_step"])
+            own = [f"{one['tok_s']:,.0f}", f"{step:.2f}", f"{one['bound_ms_per_step'] / step:.0%}"]
             beside = [f"{other:,.0f}", f"{one['tok_s'] / other:.2f}x"] if other else ["", ""]
             lines.append([f"{b} / {p} / {o}", name, *own, *beside, f"{one['tok_s'] / best:.2f}x" if best else ""])
     head = ["B / P / O", "model", "tokens/s", "ms a step", "share of the bound", "vLLM", "against vLLM's"]
     return table([*head, "against the best teacher"], lines)
 
 
-VLLM = {"teacher-1b": "llama-1b", "pure-1b-d64": "pure-1b", "hybrid4-1b-d64": "hybrid-1b"}
+def eight_bits(stem: str) -> str:
+    """Tokens per second with the blocks' weights in bf16 and in eight bits, by model and rows."""
+    speed: dict[tuple[str, int], dict[bool, float]] = {}
+    for one in result(stem)["ours"]:
+        speed.setdefault((one["model"], one["B"]), {})[one["fp8_weights"]] = one["tok_s"]
+    rows = sorted({b for _, b in speed})
+    lines = []
+    for model in dict.fromkeys(name for name, _ in speed):
+        both = [speed[model, b] for b in rows]
+        lines.append([model, *(f"{one[True]:,.0f} ({one[True] / one[False]:.2f}x)" for one in both)])
+    return table(["model", *(f"{b} rows" for b in rows)], lines)
+
+
+VLLM = {
+    "llama-3.2-1b": "llama-1b",
+    "llama-3.2-1b/pure-d64": "pure-1b",
+    "llama-3.2-1b/hybrid4-d64": "hybrid-1b",
+    # under the names of the first lease
+    "teacher-1b": "llama-1b",
+    "pure-1b-d64": "pure-1b",
+    "hybrid4-1b-d64": "hybrid-1b",
+}
 """Our names of models to those of vllm_bench.py."""
 TABLES: dict[str, Callable[..., str]] = {
     "parity": parity,
     "gpu": gpu,
+    "eight_bits": eight_bits,
     "voters": voters,
     "stopping": stopping,
     "reallocation": reallocation,

@@ -15,8 +15,14 @@ from thinkfast.files import atomic_write
 from thinkfast.report.canvas import INK, heading, panels, theme, to_svg
 
 CELLS = [(64, 128, 512), (256, 128, 1024), (512, 128, 512), (512, 256, 2048), (512, 256, 4096)]
-ORDER = ["teacher-1b", "hybrid4-1b-d64", "hybrid4-1b-d16", "hybrid2-1b-d16", "pure-1b-d64", "pure-1b-d16"]
+BASE = "llama-3.2-1b"
+ORDER = [BASE, *(f"{BASE}/{kind}" for kind in ("hybrid4-d64", "hybrid4-d16", "hybrid2-d16", "pure-d64", "pure-d16"))]
 COLOURS = {"teacher": "#5b6573", "hybrid4": "#d08c2c", "hybrid2": "#e3b465", "pure": "#2f7f79"}
+
+
+def label(model: str) -> str:
+    """What the figure calls it."""
+    return "teacher" if teaches(model) else model.removeprefix(f"{BASE}/")
 
 
 def main() -> None:
@@ -37,13 +43,13 @@ def main() -> None:
                 if (speed := ours.get((model, *cell))) is None:
                     continue
                 pale = model.endswith("d64") and not teaches(model)
-                colour = COLOURS[model.split("-")[0]]
+                colour = COLOURS[label(model).split("-")[0]]
                 axis.barh(-place, speed / 1e3, height=0.72, color=colour, alpha=0.55 if pale else 1.0)
                 axis.text(speed / 1e3 + 2, -place, f"{speed / 1e3:.0f}", va="center", fontsize=9.5, color=INK)
                 if other := theirs.get((VLLM.get(model, model), *cell)):
                     axis.plot([other / 1e3] * 2, [-place - 0.36, -place + 0.36], color=INK, lw=2)
             axis.set_xlim(0, 185)
-            axis.set_yticks([-place for place in range(len(ORDER))], ORDER if not column else [""] * len(ORDER))
+            axis.set_yticks([-place for place in range(len(ORDER))], [label(model) if not column else "" for model in ORDER])
             axis.grid(False)
             axis.set_xlabel("thousand tokens/s")
         svg = to_svg(figure)
