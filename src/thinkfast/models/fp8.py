@@ -58,8 +58,11 @@ class Fp8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [T, K] to [T, N]."""
         columns = self.weight.shape[1] - x.shape[-1]
-        rounded, scale = quantize_rows(nn.functional.pad(x, (0, columns)) if columns else x)
-        y = self.product(rounded, scale, x.dtype)
+        return self.of_rounded(*quantize_rows(nn.functional.pad(x, (0, columns)) if columns else x), x.dtype)
+
+    def of_rounded(self, x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """x [T, K'] in e4m3 with scales [T, 1] to [T, N] in ``dtype``."""
+        y = self.product(x, scale, dtype)
         return y if y.shape[-1] == self.out_features else y[..., : self.out_features].contiguous()
 
 
