@@ -131,6 +131,22 @@ def eight_bits(stem: str) -> str:
     return table(["model", *(f"{b} rows" for b in rows)], lines)
 
 
+def rounding(*stems: str) -> str:
+    """What weights in eight bits change: distributions on written solutions, greedy answers."""
+    lines = []
+    for stem in stems:
+        found = result(stem)
+        d, given = found["distributions"], found.get("answers")
+        right = ["", ""]
+        if given:
+            before, after = given["accuracy"].values()
+            right = [f"{before:.1%} to {after:.1%}", f"{given['changed']:.1%}"]
+        about = [f"{d['kl']:.5f}", f"{d['same_top']:.2%}", f"{d['loss']:.4f} to {d['loss_fp8']:.4f}"]
+        lines.append([found["model"], f"{found['count']} of {found['problems']}", *about, *right])
+    head = ["model", "problems", "KL, nats", "same likeliest token", "loss, nats a token"]
+    return table([*head, "greedy answers right", "changed"], lines)
+
+
 VLLM = {
     "llama-3.2-1b": "llama-1b",
     "llama-3.2-1b/pure-d64": "pure-1b",
@@ -145,6 +161,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "parity": parity,
     "gpu": gpu,
     "eight_bits": eight_bits,
+    "rounding": rounding,
     "voters": voters,
     "stopping": stopping,
     "reallocation": reallocation,

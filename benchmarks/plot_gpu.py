@@ -49,7 +49,9 @@ def main() -> None:
                 if other := theirs.get((VLLM.get(model, model), *cell)):
                     axis.plot([other / 1e3] * 2, [-place - 0.36, -place + 0.36], color=INK, lw=2)
             axis.set_xlim(0, 185)
-            axis.set_yticks([-place for place in range(len(ORDER))], [label(model) if not column else "" for model in ORDER])
+            axis.set_yticks(
+                [-place for place in range(len(ORDER))], [label(model) if not column else "" for model in ORDER]
+            )
             axis.grid(False)
             axis.set_xlabel("thousand tokens/s")
         svg = to_svg(figure)

@@ -45,6 +45,36 @@ def test_prefill_between_two_steps_is_bounded_but_never_starves() -> None:
     assert [a.request.id for a in alone.admit()] == ["long"]
 
 
+def test_prompts_that_come_into_a_running_batch_are_prefilled_together() -> None:
+    scheduler = Scheduler(replace(LIMITS, together=3))
+    for name in "abcdefghijkl":
+        scheduler.submit(request(name))
+    assert len(scheduler.admit()) == 8  # nothing runs: at once
+    scheduler.finished("a")
+    assert scheduler.admit() == []
+    scheduler.finished("b")
+    assert scheduler.admit() == []
+    scheduler.finished("c")
+    assert [a.request.id for a in scheduler.admit()] == ["i", "j", "k"]
+    scheduler.finished("d")
+    assert [len(scheduler.admit()) for _ in range(4)] == [0, 0, 0, 1]  # but no longer than as many steps
+
+
+def test_a_first_filling_that_is_prefilled_in_parts_is_not_held_up() -> None:
+    scheduler = Scheduler(replace(LIMITS, together=4))
+    for i in range(8):
+        scheduler.submit(request(str(i), prompt=20))
+    assert [len(scheduler.admit()) for _ in range(3)] == [3, 3, 2]
+
+
+def test_further_samples_of_a_prompt_wait_for_nobody() -> None:
+    scheduler = Scheduler(replace(LIMITS, together=4))
+    scheduler.submit(request("a", n=9))
+    assert scheduler.admit()[0].count == 8
+    scheduler.finished("a")
+    assert scheduler.admit()[0].count == 1
+
+
 def test_pages_are_reserved_for_the_worst_case() -> None:
     scheduler = Scheduler(LIMITS)
     scheduler.submit(request("a", n=8, prompt=50, new=50))  # 5 for the prompt, 5 a row: 7 rows fit in 40
@@ -174,13 +204,14 @@ def test_a_kept_prompt_that_is_waited_for_never_stands_in_the_way() -> None:
     st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=6, max_size=6),
     st.integers(1, 8),
     st.integers(13, 40),
+    st.integers(1, 6),
     st.randoms(use_true_random=False),
 )
 def test_prompts_are_opened_read_and_closed_in_that_order(
-    asked: list[tuple[int, int, bool]], sizes: list[tuple[int, int]], prompts: int, pages: int, rng: Any
+    asked: list[tuple[int, int, bool]], sizes: list[tuple[int, int]], prompts: int, pages: int, together: int, rng: Any
 ) -> None:
     """Whatever is asked, kept, cancelled: nobody reads a prompt that is not there, and none is forgotten."""
-    limits = Limits(max_batch=8, max_len=120, pages=pages, page=10, prefill_tokens=64, prompts=prompts)
+    limits = Limits(8, 120, pages, page=10, prefill_tokens=64, prompts=prompts, together=together)
     scheduler = Scheduler(limits)
     ahead = [replace(kept(str(f), i, n, *sizes[f]), keep=keep) for i, (f, n, keep) in enumerate(asked)]
     entered: Counter[str] = Counter()

@@ -61,7 +61,11 @@ class LLM:
         self.stats = Stats()
         self._runner = make_runner(loaded.model, self.plan, self.tokenizer.eos_ids, keep_hidden)
         plan = self.plan
-        self._limits = Limits(max_batch, plan.max_len, plan.admissible_pages, PAGE, plan.prefill_tokens, plan.prompts)
+        # A prefill of one prompt costs at least a decode step of the whole batch, and one of several little more: with
+        # chains of L tokens waiting for B * sqrt(2 / L) free rows costs least.
+        together = max(1, max_batch // 12)
+        pages = plan.admissible_pages
+        self._limits = Limits(max_batch, plan.max_len, pages, PAGE, plan.prefill_tokens, plan.prompts, together)
         self._stops: dict[tuple[str, ...], int] = {(): 0}
         self._pieces: list[str] | None = None
         self._session: Session | None = None

@@ -6,7 +6,8 @@ nothing that runs is ever evicted; a prompt is only kept where a sample of it fi
 empty can always begin one. Requests that say so (``Request.keep``) have one prompt together, where those are few enough
 and that costs no page more than samples alone; it stays when they are done, until its place is needed. Prompts are
 prefilled when their first sample enters, at most
-``prefill_tokens`` of them between two decode steps, so that prefill does not stall the chains in flight for long.
+``prefill_tokens`` of them between two decode steps, so that prefill does not stall the chains in flight for long, and
+where a prefill is dear whatever its size not before ``together`` rows are free.
 
 Usage: ``scheduler.submit(request); scheduler.admit(); scheduler.finished(request.id)``.
 """
@@ -24,7 +25,9 @@ from thinkfast.errors import CapacityError, InputError
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Rows, tokens a row, KV pages (0: the model has no KV), tokens a page, prompt tokens between two steps, and
-    prompts that may have samples in flight and others that wait.
+    prompts that may have samples in flight and others that wait. together: rows to be free before new prompts are
+    prefilled into a batch that runs, where a prefill costs the same for one prompt as for several; no prompt waits for
+    longer than as many steps.
     """
 
     max_batch: int
@@ -33,6 +36,7 @@ class Limits:
     page: int
     prefill_tokens: int
     prompts: int
+    together: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,8 @@ class Scheduler:
         self._unread: list[str] = []
         self.running = 0
         self.pages_reserved = 0
+        self._held = 0  # steps for which a prompt has waited for others
+        self._crowded = False  # more was about to enter than is prefilled between two steps
 
     @property
     def waiting(self) -> int:
@@ -200,10 +206,14 @@ class Scheduler:
             return self._admit_in_turns()
         admissions: list[Admission] = []
         prefill = 0
+        crowded, self._crowded = self._crowded, False
         while self._queue and self.running < self.limits.max_batch:
             entry = self._queue[0]
             new, prompt = not entry.prompt.entered, len(entry.request.prompt)
             if new and prefill and prefill + prompt > self.limits.prefill_tokens:
+                self._crowded = True
+                break
+            if new and not prefill and not crowded and self._waits_for_others():
                 break
             count = min(entry.waiting, self.limits.max_batch - self.running)
             if entry.row_pages:
@@ -218,6 +228,14 @@ class Scheduler:
                 self._queue.popleft()
             admissions.append(self._admission(entry, first, count, new))
         return admissions
+
+    def _waits_for_others(self) -> bool:
+        free = self.limits.max_batch - self.running
+        if self.running and free < self.limits.together and self._held < self.limits.together:
+            self._held += 1
+            return True
+        self._held = 0
+        return False
 
     def _enter(self, entry: _Entry, count: int) -> int:
         """Count ``count`` samples as running; returns the number of the first."""
