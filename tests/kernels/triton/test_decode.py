@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -33,18 +35,24 @@ ON_GPU = torch.cuda.is_available()
 FLOATS = [torch.float32, torch.bfloat16, torch.float8_e4m3fn]
 ATTENTION = [(2, 3, 16, 16, 3, False), (1, 8, 32, 16, 1, True), (3, 1, 16, 16, 1, False), (2, 4, 64, 16, 2, True)]
 SIZES = [(4, 2, 16, 16), (2, 2, 16, 32), (2, 1, 16, 128)]
-MIXERS = [(*sizes, dtype, None) for sizes, dtype in zip(SIZES, FLOATS, strict=True)]
-MIXERS += [(4, 2, 16, 16, torch.bfloat16, Tiling(1, 2, at_once=False, small_warps=1))]
+MIXERS: list[Any] = [(*sizes, dtype, None, 2) for sizes, dtype in zip(SIZES, FLOATS, strict=True)]
+MIXERS += [(4, 2, 16, 16, torch.bfloat16, Tiling(1, 2, at_once=False, small_warps=1), 2)]
 KINDS = [(torch.float32, False)]
 if ON_GPU:
     SPLITS = [(1, False), (3, False), (1, True), (2, True)]
     HEADS = [(2, 3, 16, 16), (1, 8, 32, 16), (3, 1, 16, 16), (2, 4, 64, 16)]
     ATTENTION = [(*heads, *split) for heads in HEADS for split in SPLITS]
+    # Heads of real models on pages of the engine's size: groups up to 8, heads of 64 and 128.
+    HEADS = [(2, 2, 128, 64), (4, 4, 64, 64), (1, 5, 64, 64), (1, 6, 128, 64), (1, 7, 64, 64), (1, 8, 128, 64)]
+    ATTENTION += [(*heads, *split) for heads in HEADS for split in ((3, False), (2, True))]
     KINDS += [(torch.bfloat16, True)]
     SIZES = [(6, 2, 16, 16), (4, 4, 16, 32), (2, 1, 16, 128), (8, 2, 32, 64), (8, 8, 128, 16)]
     # Many tiles a program, one head each, and as the step cuts them.
     LOOPS = [None, lambda heads: Tiling(1, heads, stages=3), lambda heads: Tiling(1, heads // 2, 2, at_once=False)]
-    MIXERS = [(*sizes, dtype, loop and loop(sizes[0])) for sizes in SIZES for dtype in FLOATS for loop in LOOPS]
+    # Enough rows that a program takes several heads; and every batch that is cut in a way of its own.
+    MIXERS = [(*sizes, dtype, loop and loop(sizes[0]), 47) for sizes in SIZES for dtype in FLOATS for loop in LOOPS]
+    BATCHES = (1, 8, 33, 64, 65, 129, 256, 512, 1024)
+    MIXERS += [(32, 8, 64, n, torch.bfloat16, None, rows) for n in (16, 64) for rows in BATCHES]
 
 
 def close(found: Tensor, want: Tensor, bound: float) -> None:
@@ -208,12 +216,13 @@ def mixer(
     )
 
 
-@pytest.mark.parametrize(("heads", "kv", "p", "n", "ssm", "cut"), MIXERS)
-def test_mixer(heads: int, kv: int, p: int, n: int, ssm: torch.dtype, cut: Tiling | None, device: torch.device) -> None:
+@pytest.mark.parametrize(("heads", "kv", "p", "n", "ssm", "cut", "count"), MIXERS)
+def test_mixer(
+    heads: int, kv: int, p: int, n: int, ssm: torch.dtype, cut: Tiling | None, count: int, device: torch.device
+) -> None:
     """Enough steps that every row writes its state more than once; the reference keeps it in fp32 throughout."""
-    # On a GPU also enough rows that a program takes several heads.
-    slots = 5 if device.type == "cpu" else 50
-    active = [4, 0] if device.type == "cpu" else list(range(1, 48))
+    slots = count + 3
+    active = torch.randperm(slots, generator=torch.Generator().manual_seed(2))[:count].tolist()
     layer, state = mixer(heads, kv, p, n, ssm, torch.float32, device, slots)
     plain = state.ssm.float() * (state.scale[..., None, None] if ssm == torch.float8_e4m3fn else 1)
     want_state = MixerState(plain, state.scale, state.conv.clone(), state.held.clone(), state.steps)
