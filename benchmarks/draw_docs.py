@@ -118,6 +118,26 @@ def gpu(stem: str = "gpu-engine", only: str = "") -> str:
     return table([*head, "against the best teacher"], lines)
 
 
+def prototype(stem: str) -> str:
+    """A step of the 100-line prototype at a fixed context beside ours at the same one on average, in one lease."""
+    found = result(stem)
+    best: dict[tuple[str, int, int, int], float] = {}
+    for one in found["prototype"]:
+        key = one["kind"], int(one["B"]), int(one["context"]), int(one["d_state"])
+        best[key] = min(best.get(key, float("inf")), float(one["ms"]))
+    names = {"teacher": "", "hyb4": "/hybrid4", "hyb2": "/hybrid2", "pure": "/pure"}
+    lines = []
+    for (kind, b, context, d_state), ms in best.items():
+        for one in found["ours"]:
+            name = f"llama-3.2-1b{names[kind]}" + ("" if kind == "teacher" else f"-d{d_state}")
+            same = one["model"] == name and one["rows"] == one["B"] == b and one["samples"] == 1
+            if same and (kind == "pure" or one["P"] + one["O"] // 2 == context):
+                own = one["decode_ms_per_step"]
+                cell = f"{b} / {one['P']} / {one['O']}"
+                lines.append([name, cell, f"{ms:.2f}", f"{own:.2f}", f"{ms / own:.2f}x"])
+    return table(["model", "B / P / O", "prototype, ms a step", "ours", "ours faster by"], sorted(lines))
+
+
 def eight_bits(stem: str) -> str:
     """Tokens per second with the blocks' weights in bf16 and in eight bits, by model and rows."""
     speed: dict[tuple[str, int], dict[bool, float]] = {}
@@ -161,6 +181,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "parity": parity,
     "gpu": gpu,
     "eight_bits": eight_bits,
+    "prototype": prototype,
     "rounding": rounding,
     "voters": voters,
     "stopping": stopping,

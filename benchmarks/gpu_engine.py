@@ -15,6 +15,7 @@ import argparse
 import gc
 import json
 import random
+import re
 import statistics
 import time
 from pathlib import Path
@@ -31,6 +32,9 @@ from thinkfast.report.benchconfig import STATES
 from thinkfast.report.energy import energy_meter
 from thinkfast.report.roofline import ItemSizes, Machine, decode_step
 
+PROTOTYPE = re.compile(
+    r"^(?P<kind>\w+) +B *(?P<B>\d+) ctx *(?P<context>\d+) N *(?P<d_state>\d+) .*?(?P<ms>[\d.]+) ms", re.M
+)
 # A cell that takes less than this is run so often, and its median told.
 SHORT_SECONDS, REPEATS = 1.0, 3
 H100 = Machine("H100 80GB, measured", 790e12, ((1e9, 3.0e12),))
@@ -106,6 +110,7 @@ def main() -> None:
     ap.add_argument("--rows", type=int, default=0, help="rows at a time; 0 for all of a cell's")
     ap.add_argument("--fp8", action="store_true", help="the blocks' weights in eight bits")
     ap.add_argument("--vllm", type=Path)
+    ap.add_argument("--prototype", type=Path, help="what ../shared/tools/decode_step_prototype.py printed beside it")
     a = ap.parse_args()
     found = json.loads(a.out.read_text()) if a.out.exists() else {**provenance(0), "ours": [], "vllm": []}
     for name in a.models:
@@ -135,6 +140,8 @@ def main() -> None:
     if a.vllm is not None:
         lines = [line for line in a.vllm.read_text().splitlines() if line.startswith("{")]
         found["vllm"] += [json.loads(line) for line in lines]
+    if a.prototype is not None:
+        found["prototype"] = [m.groupdict() for m in PROTOTYPE.finditer(a.prototype.read_text())]
     a.out.write_text(json.dumps(found, indent=1) + "\n")
 
 

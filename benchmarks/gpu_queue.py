@@ -54,17 +54,19 @@ def measure(kind: str, llm: LLM, a: argparse.Namespace) -> dict[str, Any]:
     """One queue."""
     seconds = a.seconds if kind == "deadline" else None
     queue = requests(kind, a, llm.spec.vocab_size, kind)
-    before = llm.stats.steps, llm.stats.prefill_tokens
+    s = llm.stats
+    before = s.steps, s.prefill_tokens, s.prefill_seconds, s.decode_seconds
     times: list[float] = []
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     began = time.perf_counter()
     tokens = sum(watched(queue, times, llm, seconds))
     took = time.perf_counter() - began
-    steps, prefilled = llm.stats.steps - before[0], llm.stats.prefill_tokens - before[1]
+    steps, prefilled = s.steps - before[0], s.prefill_tokens - before[1]
     told = {
         "kind": kind, "requests": len(queue), "chains": len(times), "tokens": tokens, "seconds": took,
         "tok_s": tokens / took, "steps": steps, "rows_per_step": tokens / max(steps, 1), "prefill_tokens": prefilled,
+        "prefill_seconds": s.prefill_seconds - before[2], "decode_seconds": s.decode_seconds - before[3],
     }  # fmt: skip
     if seconds is not None:
         told["late_ms"] = 1e3 * (took - seconds)
