@@ -33,7 +33,7 @@ from thinkfast.report.energy import energy_meter
 from thinkfast.report.roofline import ItemSizes, Machine, decode_step
 
 PROTOTYPE = re.compile(
-    r"^(?P<kind>\w+) +B *(?P<B>\d+) ctx *(?P<context>\d+) N *(?P<d_state>\d+) .*?(?P<ms>[\d.]+) ms", re.M
+    r"^(?P<kind>\w+) +B *(?P<B>\d+) ctx *(?P<context>\d+) N *(?P<d_state>\d+) .*?(?P<ms>[\d.]+) ms", re.MULTILINE
 )
 # A cell that takes less than this is run so often, and its median told.
 SHORT_SECONDS, REPEATS = 1.0, 3
