@@ -37,6 +37,7 @@ ATTENTION = [(2, 3, 16, 16, 3, False), (1, 8, 32, 16, 1, True), (3, 1, 16, 16, 1
 SIZES = [(4, 2, 16, 16), (2, 2, 16, 32), (2, 1, 16, 128)]
 MIXERS: list[Any] = [(*sizes, dtype, None, 2) for sizes, dtype in zip(SIZES, FLOATS, strict=True)]
 MIXERS += [(4, 2, 16, 16, torch.bfloat16, Tiling(1, 2, at_once=False, small_warps=1), 2)]
+MIXERS += [(4, 2, 16, 16, dtype, Tiling(1, whole=True), 2) for dtype in FLOATS[1:]]
 KINDS = [(torch.float32, False)]
 if ON_GPU:
     SPLITS = [(1, False), (3, False), (1, True), (2, True)]
@@ -49,6 +50,7 @@ if ON_GPU:
     SIZES = [(6, 2, 16, 16), (4, 4, 16, 32), (2, 1, 16, 128), (8, 2, 32, 64), (8, 8, 128, 16)]
     # Many tiles a program, one head each, and as the step cuts them.
     LOOPS = [None, lambda heads: Tiling(1, heads, stages=3), lambda heads: Tiling(1, heads // 2, 2, at_once=False)]
+    LOOPS += [lambda heads: Tiling(1, whole=True, warps=4)]
     # Enough rows that a program takes several heads; and every batch that is cut in a way of its own.
     MIXERS = [(*sizes, dtype, loop and loop(sizes[0]), 47) for sizes in SIZES for dtype in FLOATS for loop in LOOPS]
     BATCHES = (1, 8, 33, 64, 65, 129, 256, 512, 1024)
