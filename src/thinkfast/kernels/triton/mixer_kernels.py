@@ -40,7 +40,7 @@ def _past(CONV, TAPS, CBIAS, at, mask, position, C, W: tl.constexpr):
 
 @triton.jit
 def _conv(row, CONV, TAPS, past, at, mask, keeps, position, C, W: tl.constexpr):
-    """Convolved and activated channels ``at``; what is newest of their input goes into the ring if this ``keeps`` it."""
+    """Convolved and activated channels ``at``; the newest of their input goes into the ring if this ``keeps`` it."""
     now = tl.load(row + at, mask=mask, other=0.0)
     x = past + now.to(tl.float32) * tl.load(TAPS + (W - 1) * C + at, mask=mask, other=0.0)
     tl.store(CONV + (position % W) * C + at, now, mask=mask & keeps)
