@@ -34,6 +34,9 @@ class ToyTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(48 + i) for i in ids)
 
+    def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        return [self.decode(ids) for ids in rows]
+
     def chat(self, question: str) -> list[int]:
         return [(ord(c) - 48) % 64 for c in question]
 

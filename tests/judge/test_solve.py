@@ -446,15 +446,18 @@ def test_a_slow_scorer_never_makes_the_answer_late(llm: LLM) -> None:
 def test_a_checker_that_hangs_costs_nothing_and_one_that_works_joins_answers(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = llm.tokenizer.decode
+    decode = llm.tokenizer.decode_batch
     numbers = iter(range(10**6))
 
-    def dressed(ids: Any) -> str:
+    def dressed(rows: Any) -> list[str]:
         """Every boxed number becomes algebra, each time another."""
-        x = next(numbers)
-        return re.sub(r"\\boxed\{(\d+)\}", rf"\\boxed{{\\frac{{\1x+{x}}}{{x+{x}}}}}", decode(ids))
+        found = []
+        for text in decode(rows):
+            x = next(numbers)
+            found.append(re.sub(r"\\boxed\{(\d+)\}", rf"\\boxed{{\\frac{{\1x+{x}}}{{x+{x}}}}}", text))
+        return found
 
-    monkeypatch.setattr(llm, "_decode", dressed)
+    monkeypatch.setattr(llm.tokenizer, "decode_batch", dressed)
 
     class Hangs:
         asked = 0

@@ -123,7 +123,7 @@ class LLM:
             raise InputError(
                 "this LLM already has an open stream", remedy="finish or close it first, or make another LLM"
             )
-        codec = Codec(self._decode, self.tokenizer.eos_ids, self._stop)
+        codec = Codec(self.tokenizer.decode_batch, self.tokenizer.eos_ids, self._stop)
         self._session = Session(self._runner, codec, self._limits, self.stats, started, deadline, fair)
         try:
             yield from self._session.run(None if request is None else self._check(request) for request in requests)
@@ -170,14 +170,11 @@ class LLM:
             raise InputError(f"prompt {number} is empty", remedy="give a problem to solve")
         return tuple(self.tokenizer.chat(prompt))
 
-    def _decode(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(tokens))
-
     def _stop(self, stop: tuple[str, ...]) -> int:
         """The row table number for some stop strings, made on first use."""
         if stop not in self._stops:
             if self._pieces is None:
-                self._pieces = [self._decode([token]) for token in range(self.tokenizer.vocab_size)]
+                self._pieces = self.tokenizer.decode_batch([[token] for token in range(self.tokenizer.vocab_size)])
             table = stop_table(self._pieces, stop, self.spec.vocab_size)
             self._stops[stop] = self._runner.add_stop_table(table)
         return self._stops[stop]

@@ -48,12 +48,12 @@ class RowStart:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a row has generated. certainty: mean over its tokens, see Draw; hidden: see Chain; None where the runner
-    does not keep it.
+    """What a row has generated: n tokens and their logprobs [n]. certainty: mean over its tokens, see Draw; hidden: see
+    Chain; None where the runner does not keep it.
     """
 
     tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    logprobs: NDArray[np.float32]
     certainty: float | None = None
     hidden: NDArray[np.float32] | None = None
 
@@ -178,7 +178,7 @@ class Rows:
         lens = self._ints[_DRAWN][index].tolist()
         longest = max(lens)
         tokens = self._tokens[index, :longest].tolist()
-        logprobs = self._logprobs[index, :longest].tolist()
+        logprobs = self._logprobs[index, :longest].cpu().numpy()
         drawn = self._ints[_DRAWN, index].clamp(min=1)
         certainty = (self._floats[_CERTAINTY, index] / drawn).tolist()
         hidden: Sequence[NDArray[np.float32] | None] = [None] * len(rows)
@@ -186,6 +186,6 @@ class Rows:
             newest, total = self._hidden[:, index]
             hidden = list(torch.stack((newest, total / drawn[:, None]), 1).cpu().numpy())
         return [
-            Said(tuple(t[:n]), tuple(p[:n]), c, h)
+            Said(tuple(t[:n]), p[:n], c, h)
             for t, p, n, c, h in zip(tokens, logprobs, lens, certainty, hidden, strict=True)
         ]

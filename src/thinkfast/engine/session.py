@@ -12,7 +12,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -48,11 +48,11 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """Text at the engine's edge. decode: token ids to text; end_ids: end-of-sequence tokens, never part of the text;
-    stop: the number of the row table for some stop strings (0 for none).
+    """Text at the engine's edge. decode: token ids of several rows to their texts; end_ids: end-of-sequence tokens,
+    never part of the text; stop: the number of the row table for some stop strings (0 for none).
     """
 
-    decode: Callable[[Sequence[int]], str]
+    decode: Callable[[Sequence[Sequence[int]]], list[str]]
     end_ids: frozenset[int]
     stop: Callable[[tuple[str, ...]], int]
 
@@ -182,7 +182,7 @@ class Session:
             else:
                 ended[row] = "length" if code == Code.LENGTH else "stop" if code == Code.EOS else "error"
         for row, said in zip(doubtful, self.runner.said(doubtful), strict=True):
-            if find_stop(self._text(said.tokens), self._lineup[row].request.params.stop) is not None:
+            if find_stop(self._texts([said])[0], self._lineup[row].request.params.stop) is not None:
                 ended[row] = "stop"
         return self._end(ended)
 
@@ -206,9 +206,14 @@ class Session:
         said = self.runner.said(list(ended))
         seconds = time.monotonic() - self.started
         lineup = self._lineup
+        # The token that came with an error was drawn from nothing.
+        said = [
+            replace(words, tokens=words.tokens[:-1], logprobs=words.logprobs[:-1]) if finish == "error" else words
+            for finish, words in zip(ended.values(), said, strict=True)
+        ]
         chains = [
-            self._chain(lineup[row], finish, words, seconds)
-            for (row, finish), words in zip(ended.items(), said, strict=True)
+            self._chain(lineup[row], finish, words, text, seconds)
+            for (row, finish), words, text in zip(ended.items(), said, self._texts(said), strict=True)
         ]
         for row in ended:
             self._scheduler.finished(lineup[row].request.id)
@@ -222,28 +227,32 @@ class Session:
         for prompt in self._scheduler.unread():
             self.runner.close(self._open.pop(prompt))
 
-    def _text(self, tokens: Sequence[int]) -> str:
-        return self.codec.decode([token for token in tokens if token not in self.codec.end_ids])
+    def _texts(self, said: Sequence[Said]) -> list[str]:
+        ends = self.codec.end_ids
+        return self.codec.decode(
+            [
+                words.tokens
+                if ends.isdisjoint(words.tokens)
+                else [token for token in words.tokens if token not in ends]
+                for words in said
+            ]
+        )
 
-    def _chain(self, sample: Sample, finish: Finish, said: Said, seconds: float) -> Chain:
-        params = sample.request.params
-        # The token that came with an error was drawn from nothing.
-        end = len(said.tokens) - (finish == "error")
-        tokens, logprobs = said.tokens[:end], said.logprobs[:end]
-        text = self._text(tokens)
+    def _chain(self, sample: Sample, finish: Finish, said: Said, text: str, seconds: float) -> Chain:
+        params, logprobs = sample.request.params, said.logprobs
         if params.stop and (cut := find_stop(text, params.stop)) is not None:
             text, finish = text[:cut], "stop"
         return Chain(
             request=sample.request.id,
             index=sample.index,
-            tokens=tokens,
+            tokens=said.tokens,
             text=text,
-            logprob=sum(logprobs),
-            logprobs=logprobs if params.logprobs else None,
+            logprob=float(logprobs.sum(dtype=np.float64)),
+            logprobs=tuple(logprobs.tolist()) if params.logprobs else None,
             finish=finish,
             seconds=seconds,
             prompt_tokens=len(sample.request.prompt),
             certainty=said.certainty,
-            least_logprob=min(logprobs, default=math.nan),
+            least_logprob=float(logprobs.min()) if len(logprobs) else math.nan,
             hidden=said.hidden,
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,10 @@ class Tokenizer:
     def decode(self, ids: list[int] | tuple[int, ...]) -> str:
         """Text of ``ids`` with special tokens left out."""
         return str(self._backend.decode(list(ids), skip_special_tokens=True))
+
+    def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """``decode`` for many, on all cores."""
+        return [str(text) for text in self._backend.decode_batch([list(ids) for ids in rows], skip_special_tokens=True)]
 
     def chat(self, question: str) -> list[int]:
         """The prompt for a question: chat template with the generation prompt; plain text where there is none."""

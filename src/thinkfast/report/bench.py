@@ -231,7 +231,9 @@ class _Bench:
 
     def _ratio(self, kind: RatioKind, system: str, case: Case, slow: Sequence[Timing], fast: Sequence[Timing]) -> None:
         rounds = [a.seconds / b.seconds for a, b in zip(slow, fast, strict=True)]
-        cpu = statistics.median(a.cpu_seconds / b.cpu_seconds for a, b in zip(slow, fast, strict=True))
+        # A run of a millisecond may have used none of the processor, as far as its clock tells.
+        counted = [(a.cpu_seconds, b.cpu_seconds) for a, b in zip(slow, fast, strict=True)]
+        cpu = statistics.median(a / b for a, b in counted) if all(b for _, b in counted) else None
         who = f"{system} vs {Transformers.engine if kind == 'engine_vs_transformers' else self.teacher}"
         promised = kind == "student_vs_teacher" or system == self.teacher
         self.ratios.append(

@@ -92,5 +92,5 @@ class Flights:
     def said(self, slot: int) -> Said:
         """What has been heard of a slot's row."""
         n = int(self._count[slot])
-        tokens, logprobs = self._tokens[slot, :n].tolist(), self._logprobs[slot, :n].tolist()
-        return Said(tuple(tokens), tuple(logprobs), float(self._certainty[slot]) / n if n else None)
+        tokens, logprobs = tuple(self._tokens[slot, :n].tolist()), self._logprobs[slot, :n].copy()
+        return Said(tokens, logprobs, float(self._certainty[slot]) / n if n else None)
