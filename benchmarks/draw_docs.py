@@ -159,8 +159,8 @@ def rounding(*stems: str) -> str:
         d, given = found["distributions"], found.get("answers")
         right = ["", ""]
         if given:
-            before, after = given["accuracy"].values()
-            right = [f"{before:.1%} to {after:.1%}", f"{given['changed']:.1%}"]
+            before, after = given.values()
+            right = [f"{before['accuracy']:.1%} to {after['accuracy']:.1%}", f"{after['changed']:.1%}"]
         about = [f"{d['kl']:.5f}", f"{d['same_top']:.2%}", f"{d['loss']:.4f} to {d['loss_fp8']:.4f}"]
         lines.append([found["model"], f"{found['count']} of {found['problems']}", *about, *right])
     head = ["model", "problems", "KL, nats", "same likeliest token", "loss, nats a token"]

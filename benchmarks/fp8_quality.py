@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from answering import compared, greedy
 from publish import publish
 
 from thinkfast.data.problems import Problem, load_problems
 from thinkfast.engine.llm import LLM
-from thinkfast.engine.request import SamplingParams
-from thinkfast.judge.answer import extract_answer
 from thinkfast.models.fp8 import in_fp8
 from thinkfast.models.loading import PRECISIONS, Loaded, load_model
 from thinkfast.models.ragged import Ragged
@@ -55,22 +54,15 @@ def distributions(exact: Loaded, rounded: Loaded, problems: list[Problem]) -> di
     }  # fmt: skip
 
 
-def answers(both: dict[str, Loaded], problems: list[Problem], tokens: int, rows: int) -> dict[str, Any]:
+def answers(both: dict[str, Loaded], problems: list[Problem], tokens: int, rows: int) -> dict[str, dict[str, float]]:
     """Accuracy of greedy answers, and the share that changes."""
-    given: dict[str, list[str | None]] = {}
-    for name, loaded in both.items():
+    given = {}
+    for form, loaded in both.items():
         prompts = [loaded.tokenizer.chat(problem.question) for problem in problems]
         weight = loaded.model.head_weight
         llm = LLM(loaded, rows, tokens + max(map(len, prompts)), weight.dtype, weight.device)
-        chains = llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=tokens))
-        given[name] = [extract_answer(chain.text) for (chain,) in chains]
-        print(f"{name}: all {len(problems)} answered", flush=True)
-    told: dict[str, Any] = {
-        name: sum(a == problem.answer for a, problem in zip(each, problems, strict=True)) / len(problems)
-        for name, each in given.items()
-    }
-    exact, rounded = given.values()
-    return {"accuracy": told, "changed": sum(a != b for a, b in zip(exact, rounded, strict=True)) / len(problems)}
+        given[form] = greedy(llm, prompts, tokens)
+    return compared(given, problems)
 
 
 def main() -> None:

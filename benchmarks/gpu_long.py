@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from answering import compared, greedy
 from publish import publish
 
 from thinkfast.data.problems import load_problems
@@ -27,7 +28,6 @@ from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import SamplingParams
 from thinkfast.engine.rows import RowStart
 from thinkfast.engine.runner import Start
-from thinkfast.judge.answer import extract_answer
 from thinkfast.models.loading import Loaded, load_model
 from thinkfast.report.benchconfig import STATES
 
@@ -79,8 +79,8 @@ def drift(loaded: Loaded, rows: int, steps: int, every: int, seed: int) -> dict[
     slots = torch.tensor([row.slot for row in true.book.rows], device=true.device)
     found: dict[str, list[tuple[float, float]]] = {state: [] for state in STATES if state != "fp32"}
     for step in range(steps):
-        for run in runs.values():
-            run.state.token[slots] = true.state.token[slots] if run is not true else run.state.token[slots]
+        for state in found:
+            runs[state].state.token[slots] = true.state.token[slots]
         for run in runs.values():
             run.step()
         if step % every == every - 1:
@@ -105,18 +105,9 @@ def answers(loaded: Loaded, problems: str, limit: int, tokens: int) -> dict[str,
     """Greedy answers by state, and the share that a narrow state changes."""
     asked = load_problems(problems, limit)
     prompts = [loaded.tokenizer.chat(problem.question) for problem in asked]
-    params = SamplingParams(temperature=0.0, max_tokens=tokens)
-    by_state: dict[str, list[str | None]] = {}
-    for state in STATES:
-        llm = engine(loaded, min(512, len(prompts)), tokens + max(map(len, prompts)), state)
-        by_state[state] = [extract_answer(chain.text) for (chain,) in llm.generate(prompts, params)]
-    told: dict[str, Any] = {"problems": problems, "count": len(asked)}
-    for state, given in by_state.items():
-        right = sum(answer == problem.answer for answer, problem in zip(given, asked, strict=True))
-        changed = sum(a != b for a, b in zip(given, by_state["fp32"], strict=True))
-        told[state] = {"accuracy": right / len(asked), "changed": changed / len(asked)}
-        print(state, told[state], flush=True)
-    return told
+    longest = tokens + max(map(len, prompts))
+    given = {state: greedy(engine(loaded, min(512, len(prompts)), longest, state), prompts, tokens) for state in STATES}
+    return {"problems": problems, "count": len(asked), **compared(given, asked)}
 
 
 def main() -> None:

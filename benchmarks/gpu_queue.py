@@ -15,7 +15,6 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,28 +42,21 @@ def requests(kind: str, a: argparse.Namespace, vocabulary: int, tag: str) -> lis
     return found
 
 
-def watched(source: list[Request], ended: list[float], llm: LLM, seconds: float | None) -> Iterator[int]:
-    """Tokens of the chains as they end; the times at which chains ended are noted."""
-    for chain in llm.stream(source, seconds=seconds):
-        ended.append(time.perf_counter())
-        yield len(chain.tokens)
-
-
 def measure(kind: str, llm: LLM, a: argparse.Namespace) -> dict[str, Any]:
     """One queue."""
     seconds = a.seconds if kind == "deadline" else None
     queue = requests(kind, a, llm.spec.vocab_size, kind)
     s = llm.stats
     before = s.steps, s.prefill_tokens, s.prefill_seconds, s.decode_seconds
-    times: list[float] = []
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     began = time.perf_counter()
-    tokens = sum(watched(queue, times, llm, seconds))
+    lengths = [len(chain.tokens) for chain in llm.stream(queue, seconds=seconds)]
     took = time.perf_counter() - began
+    tokens = sum(lengths)
     steps, prefilled = s.steps - before[0], s.prefill_tokens - before[1]
     told = {
-        "kind": kind, "requests": len(queue), "chains": len(times), "tokens": tokens, "seconds": took,
+        "kind": kind, "requests": len(queue), "chains": len(lengths), "tokens": tokens, "seconds": took,
         "tok_s": tokens / took, "steps": steps, "rows_per_step": tokens / max(steps, 1), "prefill_tokens": prefilled,
         "prefill_seconds": s.prefill_seconds - before[2], "decode_seconds": s.decode_seconds - before[3],
     }  # fmt: skip
@@ -95,7 +87,7 @@ def main() -> None:
     # Compile and capture what will be met.
     warm = argparse.Namespace(**{**vars(a), "new": 16, "rounds": 2, "prompts": 2, "seconds": 1.0})
     for kind in a.kinds:
-        sum(watched(requests(kind, warm, llm.spec.vocab_size, "warm " + kind), [], llm, None))
+        list(llm.stream(requests(kind, warm, llm.spec.vocab_size, "warm " + kind)))
     setting = {key: getattr(a, key) for key in ("rows", "prompt", "new", "samples")}
     found = [{"model": a.model, **setting, **measure(kind, llm, a)} for _ in range(a.repeats) for kind in a.kinds]
     earlier = json.loads(a.out.read_text())["queues"] if a.out is not None and a.out.exists() else []

@@ -62,7 +62,7 @@ class LLM:
         self._runner = make_runner(loaded.model, self.plan, self.tokenizer.eos_ids, keep_hidden)
         plan = self.plan
         # A prefill of one prompt costs at least a decode step of the whole batch, and one of several little more: with
-        # chains of L tokens waiting for B * sqrt(2 / L) free rows costs least.
+        # chains of L tokens, waiting for B * sqrt(2 / L) free rows costs least, a twelfth at L = 300.
         together = max(1, max_batch // 12)
         pages = plan.admissible_pages
         self._limits = Limits(max_batch, plan.max_len, pages, PAGE, plan.prefill_tokens, plan.prompts, together)

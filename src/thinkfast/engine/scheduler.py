@@ -5,9 +5,9 @@ has begun the fewest samples. A sample enters when a row is free and the KV page
 nothing that runs is ever evicted; a prompt is only kept where a sample of it fits beside it, so an engine that is
 empty can always begin one. Requests that say so (``Request.keep``) have one prompt together, where those are few enough
 and that costs no page more than samples alone; it stays when they are done, until its place is needed. Prompts are
-prefilled when their first sample enters, at most
-``prefill_tokens`` of them between two decode steps, so that prefill does not stall the chains in flight for long, and
-where a prefill is dear whatever its size not before ``together`` rows are free.
+prefilled when their first sample enters: at most ``prefill_tokens`` of them between two decode steps, so that prefill
+does not stall the chains in flight for long, and none before ``together`` rows are free, because a prefill costs about
+the same whatever its size.
 
 Usage: ``scheduler.submit(request); scheduler.admit(); scheduler.finished(request.id)``.
 """
@@ -26,8 +26,7 @@ from thinkfast.errors import CapacityError, InputError
 class Limits:
     """Rows, tokens a row, KV pages (0: the model has no KV), tokens a page, prompt tokens between two steps, and
     prompts that may have samples in flight and others that wait. together: rows to be free before new prompts are
-    prefilled into a batch that runs, where a prefill costs the same for one prompt as for several; no prompt waits for
-    longer than as many steps.
+    prefilled into a batch that runs; no prompt waits for longer than as many steps.
     """
 
     max_batch: int
