@@ -90,26 +90,32 @@ def reallocation(stem: str) -> str:
 
 
 def teaches(name: str) -> bool:
-    """Whether a model of the GPU tables is a teacher, under the names of its first figures or those of today."""
-    return name.startswith("teacher") or ("/" not in name and name.startswith("llama"))
+    """Whether a model of the GPU tables is a teacher."""
+    return "/" not in name
 
 
-def gpu(stem: str = "gpu-engine", only: str = "") -> str:
-    """Every cell of one sample a prompt, beside vLLM's where it ran in the same lease; ``only`` "beside": no others."""
+def of_vllm(found: Any) -> dict[tuple[str, int, int, int], float]:
+    """vLLM's tokens per second by its model's name, B, P and O; the faster run of a cell that ran twice."""
+    best: dict[tuple[str, int, int, int], float] = {}
+    for one in found["vllm"]:
+        key = one["model"], one["B"], one["P"], one["O"]
+        best[key] = max(best.get(key, 0.0), one["tok_s"])
+    return best
+
+
+def gpu(stem: str = "gpu-engine") -> str:
+    """Every cell of one sample a prompt, beside vLLM's where it ran in the same lease."""
     found = result(stem)
     cells: dict[tuple[int, int, int], dict[str, Any]] = {}
     for one in found["ours"]:
         if one["samples"] == 1 and one["rows"] == one["B"] and one["state"] == "bf16":
             cells.setdefault((one["B"], one["P"], one["O"]), {})[one["model"]] = one
-    theirs = {(one["model"], one["B"], one["P"], one["O"]): one["tok_s"] for one in found["vllm"]}
-    lines = []
+    theirs, lines = of_vllm(found), []
     for (b, p, o), models in sorted(cells.items()):
         teachers = [one["tok_s"] for name, one in models.items() if teaches(name)]
         best = max([*teachers, theirs.get(("llama-1b", b, p, o), 0.0)])
         for name, one in sorted(models.items(), key=lambda each: (not teaches(each[0]), each[0])):
             other = theirs.get((VLLM.get(name, name), b, p, o))
-            if only and not other:
-                continue
             step = one.get("decode_ms_per_step", one["ms_per_step"])
             own = [f"{one['tok_s']:,.0f}", f"{step:.2f}", f"{one['bound_ms_per_step'] / step:.0%}"]
             beside = [f"{other:,.0f}", f"{one['tok_s'] / other:.2f}x"] if other else ["", ""]
@@ -136,6 +142,19 @@ def prototype(stem: str) -> str:
                 cell = f"{b} / {one['P']} / {one['O']}"
                 lines.append([name, cell, f"{ms:.2f}", f"{own:.2f}", f"{ms / own:.2f}x"])
     return table(["model", "B / P / O", "prototype, ms a step", "ours", "ours faster by"], sorted(lines))
+
+
+def queues(stem: str) -> str:
+    """Tokens per second of queues longer than the batch."""
+    lines = []
+    for one in result(stem)["queues"]:
+        late = f"{one['late_ms']:.0f} ms" if "late_ms" in one else ""
+        lines.append([
+            one["model"].split(":")[-1], one["kind"], f"{one['requests']:,} / {one['prompt']} / {one['new']}",
+            f"{one['tok_s']:,.0f}", f"{one['rows_per_step']:.0f} of {one['rows']}", f"{one['prefill_tokens']:,}", late,
+        ])  # fmt: skip
+    head = ["model", "queue", "prompts / tokens of one / new", "tokens/s", "rows a step", "tokens prefilled"]
+    return table([*head, "past the deadline"], lines)
 
 
 def eight_bits(stem: str) -> str:
@@ -171,10 +190,6 @@ VLLM = {
     "llama-3.2-1b": "llama-1b",
     "llama-3.2-1b/pure-d64": "pure-1b",
     "llama-3.2-1b/hybrid4-d64": "hybrid-1b",
-    # under the names of the first lease
-    "teacher-1b": "llama-1b",
-    "pure-1b-d64": "pure-1b",
-    "hybrid4-1b-d64": "hybrid-1b",
 }
 """Our names of models to those of vllm_bench.py."""
 TABLES: dict[str, Callable[..., str]] = {
@@ -182,6 +197,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "gpu": gpu,
     "eight_bits": eight_bits,
     "prototype": prototype,
+    "queues": queues,
     "rounding": rounding,
     "voters": voters,
     "stopping": stopping,

@@ -32,6 +32,7 @@ from thinkfast.models.loading import Loaded, load_model
 from thinkfast.report.benchconfig import STATES
 
 SAMPLED = SamplingParams(temperature=0.8, ignore_eos=True)
+PROMPT = 8
 
 
 def engine(loaded: Loaded, rows: int, length: int, state: str) -> LLM:
@@ -41,15 +42,15 @@ def engine(loaded: Loaded, rows: int, length: int, state: str) -> LLM:
 
 
 def runner(loaded: Loaded, rows: int, length: int, state: str, seed: int) -> CudaRunner:
-    """Its runner with ``rows`` rows of random prompts, forked and ready to step."""
-    found = engine(loaded, rows, length, state)._runner
+    """Its runner with ``rows`` rows of random prompts, forked and ready for ``length`` steps."""
+    found = engine(loaded, rows, PROMPT + length, state)._runner
     if not isinstance(found, CudaRunner):
         raise SystemExit("this needs a CUDA GPU")
     rng = random.Random(seed)
     vocabulary = loaded.spec.vocab_size
-    prompts = [[rng.randrange(vocabulary) for _ in range(8)] for _ in range(rows)]
+    prompts = [[rng.randrange(vocabulary) for _ in range(PROMPT)] for _ in range(rows)]
     for i, prompt in enumerate(found.prefill(prompts)):
-        found.fork([Start(prompt, (RowStart(i, SAMPLED, length, 8),), last=True)])
+        found.fork([Start(prompt, (RowStart(i, SAMPLED, length, PROMPT),), last=True)])
     return found
 
 

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from draw_docs import ROOT, VLLM, result, teaches
+from draw_docs import ROOT, VLLM, of_vllm, result, teaches
 
 from thinkfast.files import atomic_write
 from thinkfast.report.canvas import INK, heading, panels, theme, to_svg
@@ -34,7 +34,7 @@ def main() -> None:
     for one in found["ours"]:
         if one["samples"] == 1 and one["rows"] == one["B"] and one["state"] == "bf16":
             ours[one["model"], one["B"], one["P"], one["O"]] = one["tok_s"]
-    theirs = {(one["model"], one["B"], one["P"], one["O"]): one["tok_s"] for one in found["vllm"]}
+    theirs = of_vllm(found)
     with theme():
         figure, axes = panels(1, len(CELLS), (13, 3.6))
         for column, (axis, cell) in enumerate(zip(axes, CELLS, strict=True)):

@@ -18,6 +18,7 @@ from toy_models import ToyTokenizer, random_model
 from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import SamplingParams
 from thinkfast.errors import ModelError
+from thinkfast.kernels.triton.gated import fills
 from thinkfast.models.loading import Loaded
 from thinkfast.models.ragged import Ragged
 from thinkfast.models.spec import ModelSpec
@@ -25,6 +26,7 @@ from thinkfast.models.spec import ModelSpec
 pytestmark = pytest.mark.gpu
 
 TEACHER = ModelSpec(64, 64, 6, 2, 16, 96, ("attention",) * 2, tie_embeddings=False, max_positions=1024)
+WIDE = 8192
 SPECS = {"teacher": TEACHER, "hybrid": TEACHER.as_student((1,), 16), "pure": TEACHER.as_student((), 64)}
 
 
@@ -32,12 +34,18 @@ def toy(spec: ModelSpec) -> Loaded:
     return Loaded("toy", Path(), spec, random_model(spec).to("cuda", torch.bfloat16), cast(Any, ToyTokenizer()), "")
 
 
-# Rows for every way in which products are cut (kernels/triton/product.py), and for cuBLAS.
-@pytest.mark.parametrize(("fp8", "samples"), [(True, 3), (False, 3), (False, 20), (False, 50), (False, 150)])
+# Rows for every way in which products are cut (kernels/triton/product.py), for cuBLAS, and a block wide enough for
+# kernels/triton/gated.py.
+@pytest.mark.parametrize(
+    ("fp8", "samples", "d_ff"),
+    [(True, 3, 96), (False, 3, 96), (False, 20, 96), (False, 50, 96), (False, 150, 96), (False, 128, WIDE)],
+)
 @pytest.mark.parametrize("kind", SPECS)
-def test_logprobs_are_those_of_one_pass(kind: str, fp8: bool, samples: int) -> None:
+def test_logprobs_are_those_of_one_pass(kind: str, fp8: bool, samples: int, d_ff: int) -> None:
     """In bf16 with states in fp32: both paths round the same numbers, but not always to the same side."""
-    llm = LLM(toy(SPECS[kind]), 2 * samples, 200, torch.bfloat16, "cuda", torch.float32, fp8_weights=fp8)
+    assert fills(2 * samples, d_ff, torch.device("cuda")) is (d_ff == WIDE)
+    loaded = toy(replace(SPECS[kind], d_ff=d_ff))
+    llm = LLM(loaded, 2 * samples, 200, torch.bfloat16, "cuda", torch.float32, fp8_weights=fp8)
     assert llm.step_path == "captured"
     params = SamplingParams(n=samples, temperature=1.0, max_tokens=60, ignore_eos=True)
     prompts = [[5, 9, 11], list(range(4, 40))]

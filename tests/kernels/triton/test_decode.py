@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from thinkfast.kernels.triton.mixer import (
     MixerRows,
     MixerState,
     MixerWork,
+    Tiling,
     mix,
     mix_reference,
 )
@@ -32,7 +35,9 @@ ON_GPU = torch.cuda.is_available()
 FLOATS = [torch.float32, torch.bfloat16, torch.float8_e4m3fn]
 ATTENTION = [(2, 3, 16, 16, 3, False), (1, 8, 32, 16, 1, True), (3, 1, 16, 16, 1, False), (2, 4, 64, 16, 2, True)]
 SIZES = [(4, 2, 16, 16), (2, 2, 16, 32), (2, 1, 16, 128)]
-MIXERS = [(*sizes, dtype, 2) for sizes, dtype in zip(SIZES, FLOATS, strict=True)]
+MIXERS: list[Any] = [(*sizes, dtype, None, 2) for sizes, dtype in zip(SIZES, FLOATS, strict=True)]
+# In one kernel, as so few rows are, and in two.
+MIXERS += [(4, 2, 16, 16, dtype, Tiling(each), 2) for dtype, each in zip(FLOATS, (1, 2, 1), strict=True)]
 KINDS = [(torch.float32, False)]
 if ON_GPU:
     SPLITS = [(1, False), (3, False), (1, True), (2, True)]
@@ -43,10 +48,11 @@ if ON_GPU:
     ATTENTION += [(*heads, *split) for heads in HEADS for split in ((3, False), (2, True))]
     KINDS += [(torch.bfloat16, True)]
     SIZES = [(6, 2, 16, 16), (4, 4, 16, 32), (2, 1, 16, 128), (8, 2, 32, 64), (8, 8, 128, 16)]
-    # Enough rows that a program takes several heads; and every batch that is cut in a way of its own.
-    MIXERS = [(*sizes, dtype, 47) for sizes in SIZES for dtype in FLOATS]
-    BATCHES = (1, 8, 33, 64, 65, 129, 256, 512, 1024)
-    MIXERS += [(32, 8, 64, n, torch.bfloat16, rows) for n in (16, 64) for rows in BATCHES]
+    # In one kernel and in two, a head a program and as the step cuts them; and every batch cut in a way of its own.
+    WAYS = [None, Tiling(1, 2, 4), Tiling(1, 4, whole=True)]
+    MIXERS = [(*sizes, dtype, way, 47) for sizes in SIZES for dtype in FLOATS for way in WAYS]
+    BATCHES = (1, 8, 9, 17, 33, 64, 65, 129, 256, 512, 1024)
+    MIXERS += [(32, 8, 64, n, torch.bfloat16, None, rows) for n in (16, 64) for rows in BATCHES]
 
 
 def close(found: Tensor, want: Tensor, bound: float) -> None:
@@ -210,8 +216,10 @@ def mixer(
     )
 
 
-@pytest.mark.parametrize(("heads", "kv", "p", "n", "ssm", "count"), MIXERS)
-def test_mixer(heads: int, kv: int, p: int, n: int, ssm: torch.dtype, count: int, device: torch.device) -> None:
+@pytest.mark.parametrize(("heads", "kv", "p", "n", "ssm", "cut", "count"), MIXERS)
+def test_mixer(
+    heads: int, kv: int, p: int, n: int, ssm: torch.dtype, cut: Tiling | None, count: int, device: torch.device
+) -> None:
     """Enough steps that every row writes its state more than once; the reference keeps it in fp32 throughout."""
     slots = count + 3
     active = torch.randperm(slots, generator=torch.Generator().manual_seed(2))[:count].tolist()
@@ -229,7 +237,7 @@ def test_mixer(heads: int, kv: int, p: int, n: int, ssm: torch.dtype, count: int
         projected = torch.randn(len(active), width, generator=g).to(device)
         out, want = (torch.full((len(active), heads * p), NAN, device=device) for _ in range(2))
         work = MixerWork.make(len(active), heads, p, n, torch.float32, device)
-        mix(projected, layer, state, rows, work, out, number=1)
+        mix(projected, layer, state, rows, work, out, 1, cut)
         mix_reference(projected, layer, want_state, rows, want, number=1)
         close(out, want, bound)
         rows.position.add_(1)

@@ -1,7 +1,8 @@
 """The decode step on a GPU, from token to token: what a graph captures, for every mixer.
 
-Matrix products go to cuBLAS, those of few rows to kernels/triton/product.py; everything between two of them is one
-kernel. All of it runs in buffers that stay where they are, because a graph replays addresses.
+Matrix products go to cuBLAS, those of few rows to kernels/triton/product.py and a feed-forward block's first of many to
+gated.py; everything between two of them is one kernel. All of it runs in buffers that stay where they are, because a
+graph replays addresses.
 
 Legend: B rows, D model width, F feed-forward width, V vocabulary.
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from thinkfast.engine.cuda.state import State
 from thinkfast.errors import ModelError
 from thinkfast.kernels.triton.attention import KVLayer, KVRows, SplitPlan, attend
+from thinkfast.kernels.triton.gated import fills, gated
 from thinkfast.kernels.triton.mixer import MixerLayer, MixerRows, MixerWork, mix
 from thinkfast.kernels.triton.norm import add_norm, embed_norm
 from thinkfast.kernels.triton.product import MOST_ROWS, SHARES, Cut, Cuts, can_cut, cuts, product
@@ -96,22 +98,22 @@ class Step:
         def buffer(width: int) -> Tensor:
             return torch.zeros(rows, width, dtype=weight.dtype, device=dev)
 
-        inner = spec.n_heads * spec.head_dim
+        heads = spec.n_heads * spec.head_dim
         wide = max((spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim, spec.in_proj_rows if spec.is_student else 0)
         self.residual, self.normed, self.update = buffer(spec.d_model), buffer(spec.d_model), buffer(spec.d_model)
         # In eight bits the next product's input has one buffer for all widths, and one for the rows' scales.
         fp8 = is_fp8(model)
-        if fp8 and (spec.d_model % ALIGNED or inner % ALIGNED or spec.d_ff % ALIGNED):
+        if fp8 and (spec.d_model % ALIGNED or heads % ALIGNED or spec.d_ff % ALIGNED):
             raise ModelError(
-                f"widths {spec.d_model}, {inner} and {spec.d_ff} are not all multiples of {ALIGNED}, which products in "
+                f"widths {spec.d_model}, {heads} and {spec.d_ff} are not all multiples of {ALIGNED}, which products in "
                 "eight bits need",
                 remedy="leave fp8_weights out",
             )
-        self.rounded = torch.zeros(rows * max(spec.d_model, inner, spec.d_ff) if fp8 else 0, dtype=FP8, device=dev)
+        self.rounded = torch.zeros(rows * max(spec.d_model, heads, spec.d_ff) if fp8 else 0, dtype=FP8, device=dev)
         self.scale = torch.zeros(rows, 1, device=dev) if fp8 else None
         # Flat, because layers of both kinds cut it to their own width.
         self.projected = torch.zeros(rows * wide, dtype=weight.dtype, device=dev)
-        self.mixed, self.both, self.gated = buffer(inner), buffer(2 * spec.d_ff), buffer(spec.d_ff)
+        self.mixed, self.both, self.inner = buffer(heads), buffer(2 * spec.d_ff), buffer(spec.d_ff)
         self.logits = buffer(spec.vocab_size)
         self.news = torch.zeros(NEWS, rows, dtype=torch.int32, device=dev)
         self.work = SampleWork.make(rows, spec.vocab_size, dev)
@@ -123,7 +125,7 @@ class Step:
         at = torch.arange(max_len if spec.n_attention else 1, device=dev, dtype=torch.float32)
         angles = at[:, None] * model.frequencies.to(dev)
         self.cos, self.sin = angles.cos().contiguous(), angles.sin().contiguous()
-        self._cutting = can_cut(weight, spec.d_model, inner, spec.d_ff)
+        self._cutting = can_cut(weight, spec.d_model, heads, spec.d_ff)
         # Shares of an update, of as many rows as are ever cut so.
         self.shares = torch.zeros(SHARES * min(rows, MOST_ROWS) * spec.d_model if self._cutting else 0, device=dev)
         self.layers: list[_Layer] = []
@@ -158,8 +160,8 @@ class Step:
         residual, scale = self.residual[:b], None if self.scale is None else self.scale[:b]
         mixed, both, logits = self.mixed[:b], self.both[:b], self.logits[:b]
         # What goes into a product: in eight bits three views of one buffer, each read before the next is written.
-        normed, given, gated = (
-            (self.normed[:b], mixed, self.gated[:b])
+        normed, given, inner = (
+            (self.normed[:b], mixed, self.inner[:b])
             if scale is None
             else (self._rounded(b, width) for width in (spec.d_model, mixed.shape[1], spec.d_ff))
         )
@@ -167,6 +169,7 @@ class Step:
         kv_rows = KVRows(active, s.position, s.shared, s.table, self.cos, self.sin)
         mixer_rows = MixerRows(active, s.position, s.drawn, s.key)
         eps, cut = spec.norm_eps, cuts(b) if self._cutting else Cuts()
+        at_once = self._cutting and scale is None and fills(b, spec.d_ff, residual.device)
         update = self.update if cut.out is None else self.shares
         norms = [layer.block.input_norm.weight for layer in self.layers[1:]]
         exact, first = self.normed[:b], self.layers[0].block.input_norm.weight
@@ -185,14 +188,17 @@ class Step:
                 round_rows(mixed, given, scale)
             added = _project(mixer.out, given, scale, update, cut.out)
             add_norm(residual, added, block.post_norm.weight, normed, eps, scale)
+            gate_up = block.mlp.gate_up
             if cut.gate_up is not None:
-                gate_up, whole = block.mlp.gate_up, self.gated[:b]
+                whole = self.inner[:b]
                 product(normed, gate_up.weight, whole, cut.gate_up, gated=True, scales=_scales(gate_up, scale))
                 if scale is not None:
-                    round_rows(whole, gated, scale)
+                    round_rows(whole, inner, scale)
+            elif at_once:
+                gated(normed, gate_up.weight, inner)
             else:
-                swiglu(_project(block.mlp.gate_up, normed, scale, both), gated, scale)
-            down = _project(block.mlp.down, gated, scale, update, cut.down)
+                swiglu(_project(gate_up, normed, scale, both), inner, scale)
+            down = _project(block.mlp.down, inner, scale, update, cut.down)
             if number + 1 < len(self.layers):
                 add_norm(residual, down, norms[number], normed, eps, scale)
         # The head stays as it is.

@@ -1,0 +1,56 @@
+"""Gate, up and SwiGLU in one product against torch, over widths that no tile divides, what lies behind poisoned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
+
+from thinkfast.kernels.triton.gated import TILE, Tile, fills, gated, gated_reference
+
+# The interpreter turns arrays of one element into numbers, of which numpy 2.3 warns.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+ON_GPU = torch.cuda.is_available()
+# Rows, outputs, inputs. The interpreter takes a tenth of a second for each program, and cannot multiply bf16.
+CASES = [(21, 40, 80)]
+if ON_GPU:
+    CASES = [(rows, n, k) for rows in (1, 129, 256, 300, 512, 1024) for n, k in ((8192, 2048), (200, 576), (4864, 896))]
+DTYPE = torch.bfloat16 if ON_GPU else torch.float32
+
+
+@pytest.mark.parametrize(("rows", "width", "k"), CASES)
+def test_gated(rows: int, width: int, k: int, device: torch.device) -> None:
+    generator = torch.Generator().manual_seed(rows * width + k)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, DTYPE)
+
+    # Lines behind the last row are there in the step's buffers, and hold whatever was there.
+    x = torch.full((rows + 3, k), float("nan"), device=device, dtype=DTYPE)
+    x[:rows] = random(rows, k)
+    weight = random(2 * width, k) * k**-0.5
+    out = torch.full((rows + 3, width), 7.0, device=device, dtype=DTYPE)
+    want = torch.empty(rows, width, device=device, dtype=DTYPE)
+    gated(x[:rows], weight, out[:rows], TILE if ON_GPU else Tile(16, 16, 32))
+    gated_reference(x[:rows], weight, want)
+    error = (out[:rows].double() - want.double()).norm() / want.double().norm()
+    # A rounding to bf16 is 2 ** -9 at most; sums in another order do not show beside it.
+    assert error < (4e-3 if ON_GPU else 1e-5), float(error)
+    assert (out[rows:] == 7.0).all()
+
+
+def test_tiles_that_leave_the_chip_idle_are_left_to_the_library() -> None:
+    """Four programs at a time: four tiles fill them, five do not, nor does a tile that is half empty."""
+    device, tile = torch.device("cpu"), Tile(16, 16, 32)
+    if ON_GPU:
+        device, tile = torch.device("cuda"), TILE
+        busy = torch.cuda.get_device_properties(device).multi_processor_count
+    else:
+        busy = 4
+    one = tile.columns
+    assert fills(tile.rows, busy * one, device, tile)
+    assert not fills(tile.rows, (busy + 1) * one, device, tile)
+    assert not fills(tile.rows // 2, busy * one, device, tile)
+    assert fills(2 * tile.rows, busy * one, device, tile)
