@@ -4,13 +4,13 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 from toy_models import EOS, SPECS, engine, loaded, reference_logprobs
 
-from thinkfast.engine.cache import Usage
+from thinkfast.engine.cache import PromptHandle, Usage
 from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import Chain, Request, SamplingParams
 from thinkfast.engine.rng import sample_key, uniform
@@ -410,6 +410,24 @@ def test_stats_count_everything_once() -> None:
     assert 0 < llm.stats.prefill_seconds
     assert 0 < llm.stats.decode_seconds
     assert llm.stats.tokens_per_second > 0
+
+
+def test_a_prefill_that_goes_on_behind_the_host_is_not_counted_as_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device tells of its prefills later, by the first prompt's id; one of a run that was given up is nobody's."""
+    llm = LLM(loaded("hybrid"), max_batch=4, max_len=128)
+    runner, told = llm._runner, []
+    run = runner.prefill
+
+    def prefill(prompts: Sequence[Sequence[int]]) -> list[PromptHandle]:
+        handles = run(prompts)
+        told.append({handles[0].id: 100.0, handles[0].id + 1000: 7.0})
+        return handles
+
+    monkeypatch.setattr(runner, "prefill", prefill)
+    monkeypatch.setattr(runner, "prefilled", lambda: told.pop() if told else {})
+    llm.generate([prompt(5), prompt(9)], with_params(SAMPLED, n=2))
+    assert llm.stats.prefill_seconds == pytest.approx(100)
+    assert 0 < llm.stats.prefill_seconds + llm.stats.decode_seconds < 60
 
 
 def test_random_streams_with_cancels_and_deadlines_leak_nothing(kind: str) -> None:

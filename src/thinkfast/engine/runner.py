@@ -113,6 +113,9 @@ class Runner:
             self._ends[handle.id] = last[i].clone(), logits[i].clone()
         return handles
 
+    def prefilled(self) -> None:
+        """``prefill`` ends with its work, so its own time is all there is to know."""
+
     @torch.inference_mode()
     def fork(self, starts: Sequence[Start]) -> Ints:
         """Add rows behind the present ones and draw their first tokens; returns the new rows' codes.

@@ -5,7 +5,7 @@ Usage: ``plan = plan_for(model, 64, 1024); runner = make_runner(model, plan, eos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -33,6 +33,12 @@ class AnyRunner(Protocol):
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[PromptHandle]:
         """Run prompts and keep their states."""
+        ...
+
+    def prefilled(self) -> Mapping[int, float] | None:
+        """Seconds on the device of prefills that have ended since last asked, by their first prompt's id; None where
+        ``prefill`` ends with its work.
+        """
         ...
 
     def fork(self, starts: Sequence[Start]) -> Ints:

@@ -31,7 +31,9 @@ IDLE_SECONDS = 0.001  # between two looks at an iterator that has nothing yet, w
 
 @dataclass(slots=True)
 class Stats:
-    """What the engine has done since it was made; seconds are wall-clock."""
+    """What the engine has done since it was made; seconds are wall-clock. A device works while the host is elsewhere:
+    there a prefill's seconds are the device's, and the others are the decode's.
+    """
 
     generated_tokens: int = 0
     prefill_tokens: int = 0
@@ -79,6 +81,8 @@ class Session:
     _scheduler: Scheduler = field(init=False)
     _lineup: list[Sample] = field(init=False, default_factory=list)
     _open: dict[str, PromptHandle] = field(init=False, default_factory=dict)
+    # Wall seconds of prefills' launches, by their first prompt's id, until the device tells its own.
+    _launched: dict[int, float] = field(init=False, default_factory=dict)
     # Appended to by other threads; a deque's ends are safe to share.
     _cancelled: deque[tuple[str, int | None]] = field(init=False, default_factory=deque)
 
@@ -144,6 +148,7 @@ class Session:
         began = time.monotonic()
         if new := [a for a in admissions if a.new]:
             handles = self.runner.prefill([a.request.prompt for a in new])
+            launched = handles[0].id
             self._open.update(zip([a.prompt for a in new], handles, strict=True))
             self.stats.prefill_tokens += sum(len(a.request.prompt) for a in new)
         starts = []
@@ -159,7 +164,10 @@ class Session:
                 del self._open[a.prompt]
         codes = self.runner.fork(starts)
         self.stats.generated_tokens += len(codes)
-        self.stats.prefill_seconds += time.monotonic() - began
+        took = time.monotonic() - began
+        self.stats.prefill_seconds += took
+        if new:
+            self._launched[launched] = took
         return codes
 
     def _step(self) -> Ints:
@@ -168,7 +176,19 @@ class Session:
         self.stats.steps += 1
         self.stats.generated_tokens += len(codes)
         self.stats.decode_seconds += time.monotonic() - began
+        self._split()
         return codes
+
+    def _split(self) -> None:
+        """Of a prefill on a device the host has seen the launch; the rest of it passed in waiting for a step."""
+        ended = self.runner.prefilled()
+        if ended is None:
+            self._launched.clear()
+            return
+        for first, seconds in ended.items():
+            if (took := self._launched.pop(first, None)) is not None:
+                self.stats.prefill_seconds += seconds - took
+                self.stats.decode_seconds -= seconds - took
 
     def _settle(self, first: int, codes: Ints) -> Sequence[Chain]:
         """End the rows, first .. on, whose codes say so."""

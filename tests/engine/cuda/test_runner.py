@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -146,3 +147,22 @@ def test_the_device_chooses_the_runner() -> None:
     model = random_model(TEACHER).cuda()
     plan = make_cuda_plan(TEACHER, 2, 64, torch.float32, torch.float32, None)
     assert isinstance(make_runner(model, plan, NONE), CudaRunner)
+
+
+def test_a_prefill_is_told_by_its_time_on_the_device() -> None:
+    """Long prompts and one step: nearly all is the prefill's, of which the host sees little more than the launch."""
+    llm = engine("hybrid", 8)
+    prompts = [[5 + i % 40 for i in range(250)]] * 8
+    for _ in range(2):  # the second without compiling
+        before = replace(llm.stats)
+        llm.generate(prompts, SamplingParams(max_tokens=2, ignore_eos=True))
+    told = llm.stats.prefill_seconds - before.prefill_seconds
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    handles = llm._runner.prefill(prompts)
+    torch.cuda.synchronize()
+    alone = time.perf_counter() - began
+    for handle in handles:
+        llm._runner.close(handle)
+    assert alone / 2 < told < alone * 2
+    assert llm.stats.decode_seconds > before.decode_seconds

@@ -21,6 +21,7 @@ from thinkfast.engine.cuda.graphs import Graphs
 from thinkfast.engine.cuda.prefill import prefill
 from thinkfast.engine.cuda.state import State
 from thinkfast.engine.cuda.step import Step
+from thinkfast.engine.cuda.stopwatch import Stopwatch
 from thinkfast.engine.pages import Ints, Moves
 from thinkfast.engine.plan import MemoryPlan
 from thinkfast.engine.rows import RowStart, Said
@@ -51,6 +52,7 @@ class CudaRunner:
         self._decode = Step(model, self.state, plan.max_batch, plan.max_len)
         self.graphs = Graphs(self._decode, plan.max_batch, self.book.dummy, eos, stops)
         self._flights = Flights(self.book.slots, plan.max_len, plan.max_batch, weight.device)
+        self._watch = Stopwatch(weight.device)
         self._logits: dict[int, Tensor] = {}
         self._filtered: dict[int, bool] = {}
         self._slots: Ints = _NO_CODES
@@ -65,6 +67,7 @@ class CudaRunner:
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[PromptHandle]:
         """Run n prompts in one packed pass and keep their states and their next-token logits."""
+        began = self._watch.start()
         lens = [len(p) for p in prompts]
         send = self.state.send
         ragged = Ragged(send(np.array(lens)), lens)
@@ -75,7 +78,12 @@ class CudaRunner:
         logits = self.model.logits(hidden[ragged.last])
         for i, prompt in enumerate(stored):
             self._logits[prompt.handle.id] = logits[i]
+        self._watch.stop(began, stored[0].handle.id)
         return [prompt.handle for prompt in stored]
+
+    def prefilled(self) -> dict[int, float] | None:
+        """Seconds on the device of prefills that have ended since last asked, by their first prompt's id."""
+        return self._watch.read()
 
     @torch.inference_mode()
     def fork(self, starts: Sequence[Start]) -> Ints:
