@@ -8,6 +8,8 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
 
+from thinkfast.kernels.triton import product as module
+from thinkfast.kernels.triton.launch import shared_memory
 from thinkfast.kernels.triton.product import MOST_ROWS, Cut, Cuts, can_cut, cuts, product, product_reference
 from thinkfast.models.fp8 import quantize_rows
 
@@ -80,3 +82,19 @@ def test_many_rows_odd_widths_and_wide_numbers_are_left_to_the_library(device: t
     weight = torch.zeros(8, 64, dtype=torch.float32, device=device)
     assert can_cut(weight, 64) is not ON_GPU  # tensor cores on a GPU, anything under the interpreter
     assert not can_cut(weight, 64, 63)
+
+
+@pytest.mark.parametrize(("room", "cut"), [(232448, True), (101376, False)])
+def test_a_chip_with_little_shared_memory_leaves_them_to_the_library(
+    room: int, cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of a Hopper, and of a desktop Blackwell."""
+    for name, value in {
+        "interpreting": lambda: False,
+        "overlap": lambda _: True,
+        "shared_memory": lambda _: room,
+    }.items():
+        monkeypatch.setattr(module, name, value)
+    assert can_cut(torch.zeros(8, 64, dtype=torch.bfloat16), 64) is cut
+    if ON_GPU:
+        assert shared_memory(torch.device("cuda", 0)) >= 232448

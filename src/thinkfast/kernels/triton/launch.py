@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton.runtime import driver
 
 from thinkfast.kernels.available import interpreting
 
@@ -23,6 +24,12 @@ from thinkfast.kernels.available import interpreting
 def overlap(device: torch.device) -> bool:
     """Whether kernels on ``device`` may start before the one in front has ended (Hopper and later)."""
     return not interpreting() and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a block may have on a GPU, named with its index as a tensor's device is."""
+    return int(driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
 
 
 def options(warps: int, device: torch.device, stages: int | None = None) -> dict[str, Any]:

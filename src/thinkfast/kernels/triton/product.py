@@ -23,12 +23,14 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from thinkfast.kernels.available import interpreting
-from thinkfast.kernels.triton.launch import options, overlap, trigger, wait
+from thinkfast.kernels.triton.launch import options, overlap, shared_memory, trigger, wait
 
 # Bytes of each line of a weight that are asked for before the kernel's turn: 256 to 1,024 are the same within 1 %, all
 # of a line makes later requests queue behind (H100, 20 % slower).
 _AHEAD = 512
 _ALIGNED = 16
+# Bytes of shared memory that the largest tile needs, gated.py's.
+_ROOM = 224 * 1024 + 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,10 @@ SHARES, MOST_ROWS = 4, 128
 
 def can_cut(weight: Tensor, *widths: int) -> bool:
     """Whether weights like ``weight`` with ``widths`` inputs can be read in tiles, and by tensor cores."""
-    # The interpreter multiplies bf16 as the integers that carry it; fp32 has no tensor cores and no room.
-    works = interpreting() or (overlap(weight.device) and weight.element_size() == 2)
+    # The interpreter multiplies bf16 as the integers that carry it; fp32 has no tensor cores and no room, and what came
+    # after Hopper for desks has half its shared memory.
+    device = weight.device
+    works = interpreting() or (overlap(device) and weight.element_size() == 2 and shared_memory(device) >= _ROOM)
     return works and all(width * weight.element_size() % _ALIGNED == 0 for width in widths)
 
 
