@@ -20,6 +20,7 @@ from thinkfast.kernels.triton.mixer import (
     Tiling,
     mix,
     mix_reference,
+    tiling,
 )
 from thinkfast.kernels.triton.norm import add_norm, add_norm_reference, embed_norm, embed_norm_reference
 from thinkfast.kernels.triton.rounding import round_rows, rounded_reference
@@ -243,6 +244,15 @@ def test_mixer(
         rows.position.add_(1)
         rows.drawn.add_(1)
     assert state.conv.equal(want_state.conv)
+
+
+def test_one_kernel_is_for_few_rows_of_states_that_fit_its_registers() -> None:
+    assert tiling(64, 4, 64, 16).whole
+    assert tiling(8, 4, 64, 64).whole
+    assert not tiling(65, 4, 64, 16).whole
+    assert not tiling(9, 4, 64, 64).whole
+    assert not tiling(1, 4, 64, 128).whole
+    assert not tiling(1, 3, 128, 64).whole
 
 
 def test_random_rounding_is_unbiased(device: torch.device) -> None:

@@ -114,13 +114,14 @@ class Tiling:
     whole: bool = False
 
 
-# Rows up to which one kernel is faster than two, by whether a head's state is small (H100, docs/lab.md).
-_WHOLE_SMALL, _WHOLE = 64, 8
+# Entries of a head's state, and the most rows for which one kernel is faster than two (H100, docs/lab.md). More entries
+# do not fit a program's registers (64 x 128 spills 5 KB a thread).
+_WHOLE = ((1024, 64), (4096, 8))
 
 
 def tiling(b: int, group: int, p: int, n: int) -> Tiling:
     """For ``b`` rows of heads in groups of ``group``."""
-    if b <= (_WHOLE_SMALL if p * n <= 1024 else _WHOLE):
+    if any(p * n <= entries and b <= rows for entries, rows in _WHOLE):
         return Tiling(1, max(1, min(4, p * n // 512)) if b <= 16 else 1, whole=True)
     # A program needs some kilobytes of state to be worth its start.
     each = 1
