@@ -1,0 +1,113 @@
+"""Compiles every kernel of a prefill and a step for a Hopper on a machine that has none, and tells what each needs.
+
+Run by test_compiled.py in a process of its own: Triton's driver is one that launches nothing, so tensors stay on the
+CPU and hold whatever they hold.
+
+    python hopper.py hybrid:16:256:bf16 pure:64:8:fp8:fp8   # d_state, rows, dtype of states and of weights; prints JSON
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from toy_models import random_model
+
+from thinkfast.engine.cuda.plan import make_cuda_plan
+from thinkfast.engine.cuda.runner import CudaRunner
+from thinkfast.engine.request import SamplingParams
+from thinkfast.engine.rows import RowStart
+from thinkfast.engine.runner import Start
+from thinkfast.models.fp8 import in_fp8
+from thinkfast.models.spec import ModelSpec
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+# An H100's, as far as kernels ask.
+SHARED, MULTIPROCESSORS = 232448, 132
+# Heads, head dim and feed-forward width are Llama-3.2-1B's: they decide how kernels are cut.
+TEACHER = ModelSpec(512, 256, 32, 8, 64, 8192, ("attention",) * 2, tie_embeddings=False, max_positions=1024)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
+PARAMS = SamplingParams(temperature=0.8, ignore_eos=True)
+found: list[dict[str, Any]] = []
+
+
+class Utils:
+    """What the compiler asks of a driver."""
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": SHARED, "multiprocessor_count": MULTIPROCESSORS}
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(binary)
+            file.flush()
+            told = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True)
+        ((registers, stack),) = RESOURCES.findall(told.stdout)
+        found.append({"name": name, "registers": int(registers), "stack": int(stack), "shared": shared})
+        return 0, 0, int(registers), 0, 1024
+
+
+class Nowhere:
+    """A driver of a Hopper that is not there."""
+
+    utils = Utils()
+
+    def launcher_cls(self, *_: Any) -> Any:
+        return lambda *_, **__: None
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compile_case(kind: str, d_state: str, rows: str, state: str, weights: str = "bf16") -> None:
+    """A prefill, a fork and a step."""
+    students = {
+        "teacher": TEACHER,
+        "hybrid": TEACHER.as_student((1,), int(d_state)),
+        "pure": TEACHER.as_student((), int(d_state)),
+    }
+    spec, count = students[kind], int(rows)
+    model = random_model(spec).to(torch.bfloat16)
+    plan = make_cuda_plan(spec, count, 256, torch.bfloat16, DTYPES[state], None)
+    runner = CudaRunner(in_fp8(model) if weights == "fp8" else model, plan, frozenset({3}), capture=False)
+    (prompt,) = runner.prefill([[5, 9, 11]])
+    runner.fork([Start(prompt, tuple(RowStart(i, PARAMS, 9, 3) for i in range(count)), last=True)])
+    runner.step()
+
+
+def main() -> None:
+    driver.set_active(Nowhere())
+    # torch, too, is asked what chip this is.
+    torch.cuda.get_device_capability = lambda device=None: (9, 0)  # type: ignore[assignment]
+    chip = SimpleNamespace(multi_processor_count=MULTIPROCESSORS)
+    torch.cuda.get_device_properties = lambda device=None: chip  # type: ignore[assignment]
+    for case in sys.argv[1:]:
+        known = len(found)
+        compile_case(*case.split(":"))
+        for kernel in found[known:]:
+            kernel["case"] = case
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
