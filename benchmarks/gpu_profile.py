@@ -134,7 +134,7 @@ def profiled(model: str, rows: int, context: int) -> list[tuple[str, float, floa
     table = said.stdout[said.stdout.find('"ID"') :]
     lines = list(csv.DictReader(table.splitlines()))
     if len(lines) < 2:
-        raise SystemExit(f"ncu said: {(said.stdout + said.stderr)[-2000:]}")
+        raise RuntimeError(f"ncu said: {(said.stdout + said.stderr)[-2000:]}")
     units, found = lines[0], lines[1:]
 
     def value(line: dict[str, str], metric: str) -> float:
@@ -165,9 +165,8 @@ def measure(model: str, rows: int, context: int, seconds: float) -> dict[str, An
     print(f"== {model}, {rows} rows, {context} tokens of context: {told}")
     for role, part in sorted(parts.items(), key=lambda item: -item[1]["us"]):
         rate = part["bytes"] / part["us"] / 1e6
-        print(
-            f"{role:10s} {part['us']:8.1f} us, bound {part['bound_us']:7.1f}, {rate:5.2f} TB/s, {part['names']}"[:200]
-        )
+        told_of = f"{role:10s} {part['us']:8.1f} us, bound {part['bound_us']:7.1f}, {rate:5.2f} TB/s"
+        print(f"{told_of}, {' '.join(part['names'])}"[:200])
     bound = 1e3 * sum(least.values())
     return {"model": model, "rows": rows, "context": context, **told, "bound_ms": bound, "parts": dict(parts)}
 
@@ -191,10 +190,15 @@ def main() -> None:
         return
     found = []
     for model, rows in cells:
-        found.append(measure(model, rows, a.context, a.seconds))
-        gc.collect()
-        torch.cuda.empty_cache()
-    publish({"cells": found}, a.out, unprinted=["cells"])
+        try:
+            found.append(measure(model, rows, a.context, a.seconds))
+        except (RuntimeError, subprocess.TimeoutExpired) as error:  # one cell must not cost the others
+            print(f"{model}, {rows} rows: {error}", flush=True)
+            continue
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()
+        publish({"cells": found}, a.out, unprinted=["cells", "provenance"])
 
 
 if __name__ == "__main__":
