@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -34,7 +34,6 @@ from thinkfast.engine.runner import Start
 from thinkfast.models.fp8 import in_fp8
 from thinkfast.models.spec import ModelSpec
 
-CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 # An H100's, as far as kernels ask.
 SHARED, MULTIPROCESSORS = 232448, 132
 # Heads, head dim and feed-forward width are Llama-3.2-1B's: they decide how kernels are cut.
@@ -55,7 +54,8 @@ class Utils:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(binary)
             file.flush()
-            told = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True)
+            command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+            told = subprocess.run(command, capture_output=True, text=True, check=True)
         ((registers, stack),) = RESOURCES.findall(told.stdout)
         found.append({"name": name, "registers": int(registers), "stack": int(stack), "shared": shared})
         return 0, 0, int(registers), 0, 1024
