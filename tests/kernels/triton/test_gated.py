@@ -8,7 +8,8 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
 
-from thinkfast.kernels.triton.gated import TILE, Tile, fills, gated, gated_reference
+from thinkfast.kernels.triton.gated import TILE, fills, gated
+from thinkfast.kernels.triton.product import Cut, product_reference
 
 # The interpreter turns arrays of one element into numbers, of which numpy 2.3 warns.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -17,6 +18,7 @@ ON_GPU = torch.cuda.is_available()
 CASES = [(21, 40, 80)]
 if ON_GPU:
     CASES = [(rows, n, k) for rows in (1, 129, 256, 300, 512, 1024) for n, k in ((8192, 2048), (200, 576), (4864, 896))]
+SMALL = Cut(16, 16, 32, 1, 4, 2)
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 
 
@@ -33,8 +35,8 @@ def test_gated(rows: int, width: int, k: int, device: torch.device) -> None:
     weight = random(2 * width, k) * k**-0.5
     out = torch.full((rows + 3, width), 7.0, device=device, dtype=DTYPE)
     want = torch.empty(rows, width, device=device, dtype=DTYPE)
-    gated(x[:rows], weight, out[:rows], TILE if ON_GPU else Tile(16, 16, 32))
-    gated_reference(x[:rows], weight, want)
+    gated(x[:rows], weight, out[:rows], TILE if ON_GPU else SMALL)
+    product_reference(x[:rows], weight, want, TILE, gated=True)
     error = (out[:rows].double() - want.double()).norm() / want.double().norm()
     # A rounding to bf16 is 2 ** -9 at most; sums in another order do not show beside it.
     assert error < (4e-3 if ON_GPU else 1e-5), float(error)
@@ -43,13 +45,13 @@ def test_gated(rows: int, width: int, k: int, device: torch.device) -> None:
 
 def test_tiles_that_leave_the_chip_idle_are_left_to_the_library() -> None:
     """Four programs at a time: four tiles fill them, five do not, nor does a tile that is half empty."""
-    device, tile = torch.device("cpu"), Tile(16, 16, 32)
+    device, tile = torch.device("cpu"), SMALL
     if ON_GPU:
         device, tile = torch.device("cuda"), TILE
         busy = torch.cuda.get_device_properties(device).multi_processor_count
     else:
         busy = 4
-    one = tile.columns
+    one = tile.outputs
     assert fills(tile.rows, busy * one, device, tile)
     assert not fills(tile.rows, (busy + 1) * one, device, tile)
     assert not fills(tile.rows // 2, busy * one, device, tile)

@@ -13,11 +13,9 @@ Source: SwiGLU, arXiv 2002.05202; its fusion into a product's epilogue is CUTLAS
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,21 +23,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from thinkfast.kernels.available import interpreting
 from thinkfast.kernels.triton.launch import options, overlap, trigger, wait
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """A program's ``rows`` x ``columns`` of the output, ``inputs`` at a time."""
-
-    rows: int = 128
-    columns: int = 128
-    inputs: int = 64
-    warps: int = 8
-    stages: int = 4
-
+from thinkfast.kernels.triton.product import Cut
 
 # Four stages take 224 of the 227 KiB that a block may have; three are 2 % of a whole step slower (H100, docs/lab.md).
-TILE = Tile()
+TILE = Cut(128, 128, 64, 1, 8, 4)
 # What of the multiprocessors' time has to be of use: a last round that fills a third of them is left to cuBLAS.
 _ENOUGH = 0.9
 
@@ -49,10 +36,10 @@ def _multiprocessors(device: torch.device) -> int:
     return 4 if interpreting() else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def fills(rows: int, width: int, device: torch.device, tile: Tile = TILE) -> bool:
+def fills(rows: int, width: int, device: torch.device, tile: Cut = TILE) -> bool:
     """Whether ``rows`` rows of ``width`` outputs come in tiles that keep the chip busy to the end."""
-    tiles = triton.cdiv(rows, tile.rows) * triton.cdiv(width, tile.columns)
-    there = triton.cdiv(tiles, _multiprocessors(device)) * _multiprocessors(device) * tile.rows * tile.columns
+    tiles = triton.cdiv(rows, tile.rows) * triton.cdiv(width, tile.outputs)
+    there = triton.cdiv(tiles, _multiprocessors(device)) * _multiprocessors(device) * tile.rows * tile.outputs
     return bool(rows * width >= _ENOUGH * there)
 
 
@@ -75,21 +62,17 @@ def _gated(
         OUT.store([m * BM, n * BN], (gate * tl.sigmoid(gate) * up).to(OUT.dtype))
 
 
-def gated(x: Tensor, weight: Tensor, out: Tensor, tile: Tile = TILE) -> None:
-    """out [B, F] = silu(gate) * up of x [B, K] times weight [2 F, K], gate above up; what `product.can_cut` allows."""
+def gated(x: Tensor, weight: Tensor, out: Tensor, tile: Cut = TILE) -> None:
+    """out [B, F] = silu(gate) * up of x [B, K] times weight [2 F, K], gate above up; what `product.can_cut` allows.
+    Its reference is product.py's.
+    """
     rows, k = x.shape
     width, dev = out.shape[1], x.device
-    tiles = triton.cdiv(rows, tile.rows) * triton.cdiv(width, tile.columns)
+    tiles = triton.cdiv(rows, tile.rows) * triton.cdiv(width, tile.outputs)
     _gated[(min(tiles, _multiprocessors(dev)),)](
         TensorDescriptor.from_tensor(x, [tile.rows, tile.inputs]),
-        TensorDescriptor.from_tensor(weight.view(2, width, k), [2, tile.columns, tile.inputs]),
-        TensorDescriptor.from_tensor(out, [tile.rows, tile.columns]),
-        rows, width, k, tile.rows, tile.columns, tile.inputs, tile.stages, overlap(dev),
+        TensorDescriptor.from_tensor(weight.view(2, width, k), [2, tile.outputs, tile.inputs]),
+        TensorDescriptor.from_tensor(out, [tile.rows, tile.outputs]),
+        rows, width, k, tile.rows, tile.outputs, tile.inputs, tile.stages, overlap(dev),
         **options(tile.warps, dev, tile.stages),
     )  # fmt: skip
-
-
-def gated_reference(x: Tensor, weight: Tensor, out: Tensor) -> None:
-    """``gated`` in torch."""
-    gate, up = F.linear(x.float(), weight.float()).chunk(2, -1)
-    out.copy_(F.silu(gate) * up)

@@ -56,6 +56,22 @@ def _phase(DRAWN, slot, key, D: tl.constexpr):
 
 
 @triton.jit
+def _row(ACTIVE, POSITION, KEY, DRAWN, b, D: tl.constexpr):
+    """Slot, position and key of row ``b``, and its phase and count."""
+    slot = tl.load(ACTIVE + b).to(tl.int64)
+    key = tl.load(KEY + slot)
+    phase, count = _phase(DRAWN, slot, key, D)
+    return slot, tl.load(POSITION + slot), key, phase, count
+
+
+@triton.jit
+def _step_size(row, DTB, h, mine, C):
+    """dt of heads ``h``: softplus of its projection with its bias."""
+    dt = tl.load(row + C + h, mask=mine, other=0.0).to(tl.float32) + tl.load(DTB + h, mask=mine, other=0.0)
+    return tl.where(dt > 20.0, dt, tl.log(1.0 + tl.exp(dt)))
+
+
+@triton.jit
 def _held(HELD, STEPS, ring, h, mine, there, H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr):
     """dt, B and x of the input at ``ring`` of the held ones; zeros where it is not ``there``."""
     p = tl.arange(0, P)
@@ -93,10 +109,7 @@ def prepare(
     g = tl.arange(0, GP)
     h = kv * G + g
     mine = g < G
-    slot = tl.load(ACTIVE + b).to(tl.int64)
-    position = tl.load(POSITION + slot)
-    key = tl.load(KEY + slot)
-    phase, count = _phase(DRAWN, slot, key, D)
+    slot, position, _, phase, count = _row(ACTIVE, POSITION, KEY, DRAWN, b, D)
     HELD += slot * D * K * (P + N) + kv * (P + N)
     STEPS += slot * D * H
     CONV += slot * W * C
@@ -121,8 +134,7 @@ def prepare(
     cc = cc.to(READ.dtype.element_ty)
     tl.store(READ + b * H * N + h[:, None] * N + n[None, :], cc, mask=mine[:, None])
     cc = cc.to(tl.float32)
-    dt = tl.load(row + C + h, mask=mine, other=0.0).to(tl.float32) + tl.load(DTB + h, mask=mine, other=0.0)
-    dt = tl.where(dt > 20.0, dt, tl.log(1.0 + tl.exp(dt)))
+    dt = _step_size(row, DTB, h, mine, C)
     tl.store(HELD + phase * K * (P + N) + p, x)
     tl.store(HELD + phase * K * (P + N) + P + n, bb)
     tl.store(STEPS + phase * H + h, dt, mask=mine)
@@ -171,8 +183,8 @@ def _narrowed(s, SCALE, seed, lines, p, n, EACH: tl.constexpr, P: tl.constexpr, 
 
 
 @triton.jit
-def _seed(POSITION, slot, key, layer):
-    seed = (key ^ (key >> 32)).to(tl.uint32) + (tl.load(POSITION + slot) * 0x9E3779B1).to(tl.uint32)
+def _seed(position, key, layer):
+    seed = (key ^ (key >> 32)).to(tl.uint32) + (position * 0x9E3779B1).to(tl.uint32)
     return _noise(seed + layer.to(tl.uint32) * 0x85EBCA6B)
 
 
@@ -190,9 +202,7 @@ def advance(
     n = tl.arange(0, N)
     p = r % P
     h = first + r // P
-    slot = tl.load(ACTIVE + b).to(tl.int64)
-    key = tl.load(KEY + slot)
-    phase, count = _phase(DRAWN, slot, key, D)
+    slot, position, key, phase, count = _row(ACTIVE, POSITION, KEY, DRAWN, b, D)
     where = SSM + (slot * H * P + first * P + r[:, None]) * N + n[None, :]
     # No kernel of this step has written the state: it may come before what they have to say.
     s = tl.load(where).to(tl.float32)
@@ -216,7 +226,7 @@ def advance(
             xs = tl.load(HELD + j * K * (P + N) + p).to(tl.float32) * tl.load(WEIGHT + (b * H + h) * (D + 1) + j)
             bs = tl.load(HELD + j * K * (P + N) + P + n[None, :] + 0 * r[:, None]).to(tl.float32)
             s += xs[:, None] * bs
-        seed = _seed(POSITION, slot, key, layer)
+        seed = _seed(position, key, layer)
         s = _narrowed(s, SCALE + slot * H + h, seed, first * P + r, p, n, EACH, P, NARROW)
         tl.store(where, s.to(SSM.dtype.element_ty))
 
@@ -247,10 +257,7 @@ def whole(
     keeps = h % G == 0
     p = tl.arange(0, P)
     n = tl.arange(0, N)
-    slot = tl.load(ACTIVE + b).to(tl.int64)
-    position = tl.load(POSITION + slot)
-    key = tl.load(KEY + slot)
-    phase, count = _phase(DRAWN, slot, key, D)
+    slot, position, key, phase, count = _row(ACTIVE, POSITION, KEY, DRAWN, b, D)
     HELD += slot * D * K * (P + N) + kv * (P + N)
     STEPS += slot * D * H
     CONV += slot * W * C
@@ -274,8 +281,7 @@ def whole(
     x = _conv(row, CONV, TAPS, x, xs, p < P, keeps, position, C, W).to(HELD.dtype.element_ty)
     bb = _conv(row, CONV, TAPS, bb, bs, n < N, keeps, position, C, W).to(HELD.dtype.element_ty)
     cc = _conv(row, CONV, TAPS, cc, cs, n < N, True, position, C, W).to(OUT.dtype.element_ty).to(tl.float32)
-    dt = tl.load(row + C + h).to(tl.float32) + tl.load(DTB + h)
-    dt = tl.where(dt > 20.0, dt, tl.log(1.0 + tl.exp(dt)))
+    dt = _step_size(row, DTB, h, True, C)
     tl.store(HELD + phase * K * (P + N) + p, x, mask=(p < P) & keeps)
     tl.store(HELD + phase * K * (P + N) + P + n, bb, mask=(n < N) & keeps)
     tl.store(STEPS + phase * H + h, dt)
@@ -293,6 +299,6 @@ def whole(
     if phase == D - 1:
         s += x[:, None] * bb.to(tl.float32)[None, :] + x1[:, None] * b1.to(tl.float32)[None, :]
         s += x2[:, None] * b2.to(tl.float32)[None, :] + x3[:, None] * b3.to(tl.float32)[None, :]
-        seed = _seed(POSITION, slot, key, layer)
+        seed = _seed(position, key, layer)
         s = _narrowed(s, SCALE + slot * H + h + 0 * p, seed, h * P + p, p, n, 1, P, NARROW)
         tl.store(where, s.to(SSM.dtype.element_ty))
