@@ -157,6 +157,22 @@ def queues(stem: str) -> str:
     return table([*head, "past the deadline"], lines)
 
 
+def profile(stem: str) -> str:
+    """Where a step goes by ncu, a column for each cell: each part's microseconds, and the bound's."""
+    cells = result(stem)["cells"]
+    parts = dict.fromkeys(name for cell in cells for name in cell["parts"])
+    lines = []
+    for name in parts:
+        found = [cell["parts"].get(name) for cell in cells]
+        lines.append([name, *("" if part is None else f"{part['us']:.0f} ({part['bound_us']:.0f})" for part in found)])
+    sums = [sum(part["us"] for part in cell["parts"].values()) for cell in cells]
+    lines.append(["all", *(f"{s:,.0f} ({1e3 * cell['bound_ms']:,.0f})" for s, cell in zip(sums, cells, strict=True))])
+    for name, key in (("in the engine, first 30 steps", "first_ms"), ("in the engine, after seconds of work", "ms")):
+        lines.append([name, *(f"{1e3 * cell[key]:,.0f}" for cell in cells)])
+    lines.append(["clock and power there", *(f"{c['clock_mhz']:.0f} MHz, {c['power_watts']:.0f} W" for c in cells)])
+    return table(["µs", *(f"{cell['model'].split(':')[-1]}, {cell['rows']} rows" for cell in cells)], lines)
+
+
 def eight_bits(stem: str) -> str:
     """Tokens per second with the blocks' weights in bf16 and in eight bits, by model and rows."""
     speed: dict[tuple[str, int], dict[bool, float]] = {}
@@ -196,6 +212,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "parity": parity,
     "gpu": gpu,
     "eight_bits": eight_bits,
+    "profile": profile,
     "prototype": prototype,
     "queues": queues,
     "rounding": rounding,
