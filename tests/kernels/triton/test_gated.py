@@ -15,9 +15,10 @@ from thinkfast.kernels.triton.product import Cut, product_reference
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ON_GPU = torch.cuda.is_available()
 # Rows, outputs, inputs. The interpreter takes a tenth of a second for each program, and cannot multiply bf16.
-CASES = [(21, 40, 80)]
+CASES = [(21, 40, 80), (270, 20, 32)]
 if ON_GPU:
     CASES = [(rows, n, k) for rows in (1, 129, 256, 300, 512, 1024) for n, k in ((8192, 2048), (200, 576), (4864, 896))]
+    CASES += [(4173, 8192, 2048), (2049, 200, 576)]
 SMALL = Cut(16, 16, 32, 1, 4, 2)
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 

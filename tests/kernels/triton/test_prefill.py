@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
 
+from thinkfast.kernels.triton import ssd
 from thinkfast.kernels.triton.mixer import MixerLayer
 from thinkfast.kernels.triton.ssd import ssd_prefill, ssd_prefill_reference
 
@@ -20,7 +21,13 @@ ON_GPU = torch.cuda.is_available()
     ("heads", "kv", "p", "n"), [(4, 2, 16, 16), (2, 2, 16, 128), (3, 1, 128, 16), *([(2, 1, 64, 64)] if ON_GPU else [])]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, *([torch.bfloat16] if ON_GPU else [])])
-def test_ssd_prefill(heads: int, kv: int, p: int, n: int, dtype: torch.dtype, device: torch.device) -> None:
+@pytest.mark.parametrize("many", [10**9, 1])
+def test_ssd_prefill(
+    many: int, heads: int, kv: int, p: int, n: int, dtype: torch.dtype, device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Walks cut as where few programs run, and as where many do."""
+    monkeypatch.setattr(ssd, "_MANY", many)
     lens = [1, 2, 3, 4, 5, 63, 64, 65] + ([1000] if device.type == "cuda" else [])
     g = torch.Generator().manual_seed(heads)
     channels = kv * p + kv * n + heads * n

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from thinkfast.kernels.triton.gated import gated, serves
 from thinkfast.kernels.triton.mixer import MixerLayer
 from thinkfast.kernels.triton.norm import add_norm
 from thinkfast.kernels.triton.rounding import round_rows
@@ -87,11 +88,20 @@ def prefill(
         else:
             mixed, state = block.mixer.prefill(normed.x, ragged, rope)
         states.append(state)
-        both = added(mixed, block.post_norm.weight, fp8).times(block.mlp.gate_up, dtype)
-        gated = _Rows.empty(both, both.shape[1] // 2, fp8)
-        swiglu(both, gated.x, gated.scale)
-        normed = added(gated.times(block.mlp.down, dtype), norm, rounds(following))
+        inner = _gate_up(added(mixed, block.post_norm.weight, fp8), block.mlp.gate_up, dtype)
+        normed = added(inner.times(block.mlp.down, dtype), norm, rounds(following))
     return normed.x, states
+
+
+def _gate_up(normed: _Rows, gate_up: nn.Linear | Fp8Linear, dtype: torch.dtype) -> _Rows:
+    """silu(gate) * up [T, F]."""
+    fp8 = normed.scale is not None
+    inner = _Rows.empty(normed.x, gate_up.out_features // 2, fp8)
+    if not fp8 and serves(inner.x.shape[0], gate_up.weight):
+        gated(normed.x, gate_up.weight, inner.x)
+    else:
+        swiglu(normed.times(gate_up, dtype), inner.x, inner.scale)
+    return inner
 
 
 def _mix(mixer: Mamba, layer: MixerLayer, u: _Rows, ragged: Ragged, dtype: torch.dtype) -> tuple[Tensor, SSMState]:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from thinkfast.engine.cuda.state import State
 from thinkfast.errors import ModelError
 from thinkfast.kernels.triton.attention import KVLayer, KVRows, SplitPlan, attend
-from thinkfast.kernels.triton.gated import fills, gated
+from thinkfast.kernels.triton.gated import gated, serves
 from thinkfast.kernels.triton.mixer import MixerLayer, MixerRows, MixerWork, mix
 from thinkfast.kernels.triton.norm import add_norm, embed_norm
-from thinkfast.kernels.triton.product import MOST_ROWS, SHARES, Cut, Cuts, can_cut, cuts, product
+from thinkfast.kernels.triton.product import MOST_ROWS, SHARES, Cut, Cuts, balanced, can_cut, cuts, product
 from thinkfast.kernels.triton.rounding import round_rows
 from thinkfast.kernels.triton.sampler import NEWS, SampleRows, SampleWork, draw
 from thinkfast.kernels.triton.swiglu import swiglu
@@ -55,7 +55,7 @@ def _project(
     out = out.view(-1)[: math.prod(shape)].view(shape)
     scales = _scales(linear, scale)
     if cut is not None:
-        product(x, linear.weight, out, cut, bias, scales=scales)
+        product(x, linear.weight, out, balanced(cut, linear.out_features, x.device), bias, scales=scales)
         return out
     if isinstance(linear, Fp8Linear) and scales is not None:
         return linear.product(x, scales[0], out.dtype)[:, : linear.out_features]
@@ -169,7 +169,7 @@ class Step:
         kv_rows = KVRows(active, s.position, s.shared, s.table, self.cos, self.sin)
         mixer_rows = MixerRows(active, s.position, s.drawn, s.key)
         eps, cut = spec.norm_eps, cuts(b) if self._cutting else Cuts()
-        at_once = self._cutting and scale is None and fills(b, spec.d_ff, residual.device)
+        at_once = scale is None and serves(b, self.layers[0].block.mlp.gate_up.weight)
         update = self.update if cut.out is None else self.shares
         norms = [layer.block.input_norm.weight for layer in self.layers[1:]]
         exact, first = self.normed[:b], self.layers[0].block.input_norm.weight

@@ -32,6 +32,12 @@ def shared_memory(device: torch.device) -> int:
     return int(driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
 
 
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many ``device`` has; four under the interpreter."""
+    return 4 if interpreting() else int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
 def options(warps: int, device: torch.device, stages: int | None = None) -> dict[str, Any]:
     """Launch options of a kernel with ``warps`` warps a block and ``stages`` of software pipelining."""
     found: dict[str, Any] = {"num_warps": warps}

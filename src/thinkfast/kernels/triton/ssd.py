@@ -19,7 +19,19 @@ from torch import Tensor
 
 from thinkfast.kernels.triton.mixer import MixerLayer
 
-CHUNK = 64
+# Programs from which on the chip has enough to do while each waits for its own: eight a multiprocessor of an H100.
+_MANY = 1056
+
+
+def _cut(programs: int, head: int) -> tuple[int, int, int]:
+    """Tokens a chunk, warps and stages of a walk of ``programs`` sequences' heads with ``head`` states each (H100,
+    docs/lab.md).
+    """
+    if head > 4096:
+        return 32, 4 if head <= 8192 else 8, 1
+    if programs < _MANY:
+        return 64, 4, 2
+    return (32, 1, 1) if head <= 1024 else (32, 2, 2)
 
 
 @triton.jit
@@ -95,13 +107,14 @@ def ssd_prefill(
     act = torch.empty(total, channels, dtype=projected.dtype, device=projected.device)
     out = torch.empty(total, heads * p, dtype=projected.dtype, device=projected.device)
     state = torch.empty(lens.shape[0], heads, p, n, dtype=torch.float32, device=projected.device)
-    block = 1024
+    block = 512
     _convolve[(total, triton.cdiv(channels, block))](
-        projected, act, layer.taps, layer.conv_bias, positions, width, heads * p, channels, taps, block, num_warps=4
+        projected, act, layer.taps, layer.conv_bias, positions, width, heads * p, channels, taps, block, num_warps=1
     )
+    chunk, warps, stages = _cut(lens.shape[0] * heads, p * n)
     _walk[(lens.shape[0], heads)](
         projected, act, starts, lens, layer.rates, layer.dt_bias, layer.skip, layer.norm, out, state, width, layer.eps,
-        heads, kv, p, n, CHUNK if p * n <= 8192 else 32, num_warps=4 if p * n <= 4096 else 8, num_stages=1,
+        heads, kv, p, n, chunk, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out, state
 
