@@ -10,16 +10,7 @@ pytest.importorskip("triton", reason="triton comes with `make venv`, and with CU
 
 from thinkfast.kernels.triton import product as module
 from thinkfast.kernels.triton.launch import shared_memory
-from thinkfast.kernels.triton.product import (
-    MOST_ROWS,
-    Cut,
-    Cuts,
-    balanced,
-    can_cut,
-    cuts,
-    product,
-    product_reference,
-)
+from thinkfast.kernels.triton.product import MOST_ROWS, Cut, Cuts, can_cut, cuts, product, product_reference
 from thinkfast.models.fp8 import quantize_rows
 
 # The interpreter turns arrays of one element into numbers, of which numpy 2.3 warns.
@@ -58,10 +49,8 @@ def test_product(rows: int, n: int, k: int, device: torch.device) -> None:
     x[:rows] = random(rows, k)
     weight, bias, both = random(n, k), random(n), random(2 * n, k) * k**-0.5
     cut = some_cuts(rows)
-    assert cut.into is not None
     for one, w, b, gated in (
         (cut.into, weight, bias, False),
-        (balanced(cut.into, n, device), weight, bias, False),
         (cut.out, weight, bias, False),
         (cut.down, weight, None, False),
         (cut.head, weight, None, False),
@@ -109,12 +98,3 @@ def test_a_chip_with_little_shared_memory_leaves_them_to_the_library(
     assert can_cut(torch.zeros(8, 64, dtype=torch.bfloat16), 64) is cut
     if ON_GPU:
         assert shared_memory(torch.device("cuda", 0)) >= 232448
-
-
-def test_tiles_are_halved_where_the_busiest_has_less(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
-    """161 tiles of 32 lines give one of 132 multiprocessors 64 lines, 322 of 16 only 48; 96 tiles give each its own."""
-    monkeypatch.setattr(module, "multiprocessors", lambda device: 132)
-    cut = Cut(16, 32, 128, 1, 4, 6)
-    assert balanced(cut, 5152, device).outputs == 16
-    assert balanced(cut, 3072, device) == cut
-    assert balanced(Cut(16, 16, 128, 1, 4, 6), 5152, device).outputs == 16

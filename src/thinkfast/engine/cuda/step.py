@@ -23,7 +23,7 @@ from thinkfast.kernels.triton.attention import KVLayer, KVRows, SplitPlan, atten
 from thinkfast.kernels.triton.gated import gated, serves
 from thinkfast.kernels.triton.mixer import MixerLayer, MixerRows, MixerWork, mix
 from thinkfast.kernels.triton.norm import add_norm, embed_norm
-from thinkfast.kernels.triton.product import MOST_ROWS, SHARES, Cut, Cuts, balanced, can_cut, cuts, product
+from thinkfast.kernels.triton.product import MOST_ROWS, SHARES, Cut, Cuts, can_cut, cuts, product
 from thinkfast.kernels.triton.rounding import round_rows
 from thinkfast.kernels.triton.sampler import NEWS, SampleRows, SampleWork, draw
 from thinkfast.kernels.triton.swiglu import swiglu
@@ -55,7 +55,7 @@ def _project(
     out = out.view(-1)[: math.prod(shape)].view(shape)
     scales = _scales(linear, scale)
     if cut is not None:
-        product(x, linear.weight, out, balanced(cut, linear.out_features, x.device), bias, scales=scales)
+        product(x, linear.weight, out, cut, bias, scales=scales)
         return out
     if isinstance(linear, Fp8Linear) and scales is not None:
         return linear.product(x, scales[0], out.dtype)[:, : linear.out_features]

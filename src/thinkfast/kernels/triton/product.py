@@ -14,9 +14,8 @@ Source: split-K and stream-K, arXiv 2301.03598.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
@@ -24,7 +23,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from thinkfast.kernels.available import interpreting
-from thinkfast.kernels.triton.launch import multiprocessors, options, overlap, shared_memory, trigger, wait
+from thinkfast.kernels.triton.launch import options, overlap, shared_memory, trigger, wait
 
 # Bytes of each line of a weight that are asked for before the kernel's turn: 256 to 1,024 are the same within 1 %, all
 # of a line makes later requests queue behind (H100, 20 % slower).
@@ -73,8 +72,6 @@ _MANY = Cuts(
     Cut(128, 128, 128, 1, 8, 3),
 )  # fmt: skip
 SHARES, MOST_ROWS = 4, 128
-# Fewest outputs that tensor cores take, and the tallest tile that is worth making narrower: each reads all of its rows.
-_NARROWEST, _BALANCED_ROWS = 16, 16
 
 
 def can_cut(weight: Tensor, *widths: int) -> bool:
@@ -89,18 +86,6 @@ def can_cut(weight: Tensor, *widths: int) -> bool:
 def cuts(rows: int) -> Cuts:
     """How products of ``rows`` rows are cut."""
     return _FEW if rows <= 16 else _SOME if rows <= 64 else _MANY if rows <= MOST_ROWS else Cuts()
-
-
-def balanced(cut: Cut, width: int, device: torch.device) -> Cut:
-    """``cut``, or half its outputs where the busiest multiprocessor then reads fewer of ``width`` lines."""
-
-    def busiest(outputs: int) -> int:
-        return int(triton.cdiv(triton.cdiv(width, outputs) * cut.shares, multiprocessors(device))) * outputs
-
-    half = cut.outputs // 2
-    if cut.rows > _BALANCED_ROWS or half < _NARROWEST or busiest(half) >= busiest(cut.outputs):
-        return cut
-    return replace(cut, outputs=half)
 
 
 @triton.jit
