@@ -55,7 +55,7 @@ def cell(loaded: Loaded, b: int, p: int, o: int, state: str, samples: int, batch
         firsts: list[float] = []
         torch.cuda.synchronize()
         began = time.perf_counter()
-        params = SamplingParams(n=samples, temperature=0.8, max_tokens=new, ignore_eos=True)
+        params = SamplingParams(n=samples, temperature=0.8, max_tokens=new, ignore_eos=True, detokenize=False)
         chains = engine.generate(prompts, params, on_chain=lambda c: firsts.append(c.seconds))
         seconds = time.perf_counter() - began
         if any(len(c.tokens) != new for found in chains for c in found):

@@ -36,7 +36,9 @@ def requests(kind: str, a: argparse.Namespace, vocabulary: int, tag: str) -> lis
     found = []
     for i in range(count):
         length = rng.randint(a.new // 4, a.new) if kind in ("ragged", "deadline") else a.new
-        params = SamplingParams(a.samples if shared else 1, temperature=0.8, max_tokens=length, ignore_eos=True)
+        params = SamplingParams(
+            a.samples if shared else 1, temperature=0.8, max_tokens=length, ignore_eos=True, detokenize=False
+        )
         prompt = tuple(rng.randrange(vocabulary) for _ in range(a.prompt))
         found.append(Request(f"{tag}{i}", prompt, params))
     return found

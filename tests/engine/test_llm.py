@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -127,6 +128,20 @@ def test_end_of_sequence_is_kept_in_the_tokens_and_not_in_the_text() -> None:
     assert {len(c.tokens) for c in forced} == {100}
     for chain, whole in zip(chains, forced, strict=True):
         assert whole.tokens[: len(chain.tokens)] == chain.tokens
+
+
+def test_chains_whose_text_nobody_wants_are_the_same_without_it() -> None:
+    """In one batch with others that end at the same steps."""
+    llm = engine("teacher")
+    params = with_params(SAMPLED, n=3, ignore_eos=False)
+    asked = [Request(name, tuple(prompt(5)), params) for name in ("a", "b")]
+    want = {(c.request, c.index): c for c in llm.stream(asked)}
+    mixed = [asked[0], replace(asked[1], params=with_params(params, detokenize=False))]
+    for chain in llm.stream(mixed):
+        expected = want[chain.request, chain.index]
+        assert chain.tokens == expected.tokens
+        assert chain.text == (expected.text if chain.request == "a" else "")
+        assert expected.text
 
 
 @pytest.mark.parametrize("stop", [("A",), ("AB", "k"), ("xyz", "A", "9")])
@@ -348,6 +363,7 @@ def test_a_budget_must_be_positive(seconds: float) -> None:
         {"min_p": 1.5},
         {"stop": ("",)},
         {"stop": "x"},
+        {"stop": ("x",), "detokenize": False},
     ],
     ids=str,
 )

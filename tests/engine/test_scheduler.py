@@ -131,6 +131,8 @@ def test_every_sample_enters_once_in_order_and_nothing_is_left_over(queue: list[
             running += [a.request.id] * a.count
         assert len(running) == scheduler.running <= LIMITS.max_batch
         assert 0 <= scheduler.pages_reserved <= LIMITS.pages
+        begun = Counter(name for name, _ in entered)
+        assert scheduler.waiting == sum(r.params.n - begun[r.id] for r in queue if r.id not in cancelled)
         assert running, "with nothing running, something must be able to enter"
         if data.draw(st.integers(0, 9)) == 0:
             cancelled.add(victim := data.draw(st.sampled_from([r.id for r in queue])))

@@ -155,10 +155,11 @@ class LLM:
         return self._runner.path
 
     def _check(self, request: Request) -> Request:
-        size = self.spec.vocab_size
-        if bad := [token for token in request.prompt if not 0 <= token < size]:
+        size, prompt = self.spec.vocab_size, request.prompt
+        if prompt and (min(prompt) < 0 or max(prompt) >= size):
+            bad = next(token for token in prompt if not 0 <= token < size)
             raise InputError(
-                f"token {bad[0]} in the prompt of {request.id!r} is outside the vocabulary of {size}",
+                f"token {bad} in the prompt of {request.id!r} is outside the vocabulary of {size}",
                 remedy="encode the prompt with this model's tokenizer",
             )
         return request

@@ -28,8 +28,9 @@ class SamplingParams:
     at least that share as likely as the likeliest. max_tokens: new tokens a chain may have. stop: strings that end a
     chain. logprobs: also return each token's log-probability, which is always that of the model at temperature 1,
     before any filter. ignore_eos: never stop at the end-of-sequence token (for benchmarks of forced length).
+    detokenize: turn chains into text; without it their text is empty.
 
-    Errors: InputError where a value is out of range.
+    Errors: InputError where a value is out of range, or strings should end a chain that has no text.
     """
 
     n: int = 1
@@ -42,6 +43,7 @@ class SamplingParams:
     seed: int = 0
     logprobs: bool = False
     ignore_eos: bool = False
+    detokenize: bool = True
 
     def __post_init__(self) -> None:
         if self.n <= 0:
@@ -58,6 +60,8 @@ class SamplingParams:
             raise InputError(f"min_p is {self.min_p}", remedy="pass a number from 0 (off) to 1")
         if isinstance(cast(object, self.stop), str) or not all(self.stop):
             raise InputError(f"stop is {self.stop!r}", remedy='pass a tuple of non-empty strings, as stop=("\\n\\n",)')
+        if self.stop and not self.detokenize:
+            raise InputError("stop strings are looked for in the text", remedy="leave detokenize=False out, or stop")
 
     @property
     def greedy(self) -> bool:

@@ -93,14 +93,10 @@ class Scheduler:
         self._kept: dict[_Family, _Prompt] = {}  # those without entries in the order in which they lost the last
         self._unread: list[str] = []
         self.running = 0
+        self.waiting = 0  # samples that have not entered yet
         self.pages_reserved = 0
         self._held = 0  # steps for which a prompt has waited for others
         self._crowded = False  # more was about to enter than is prefilled between two steps
-
-    @property
-    def waiting(self) -> int:
-        """Samples that have not entered yet."""
-        return sum(entry.waiting for entry in self._queue)
 
     @property
     def room(self) -> int:
@@ -198,6 +194,7 @@ class Scheduler:
         entry.prompt.entries += 1
         self._entries[request.id] = entry
         self._queue.append(entry)
+        self.waiting += entry.waiting
 
     def admit(self) -> list[Admission]:
         """The samples that enter now; from here on they count as running."""
@@ -242,6 +239,7 @@ class Scheduler:
         entry.prompt.entered = True
         entry.prompt.running += count
         self.running += count
+        self.waiting -= count
         first, entry.entered, entry.running = entry.entered, entry.entered + count, entry.running + count
         return first
 
@@ -294,6 +292,7 @@ class Scheduler:
             return False
         if entry.waiting:
             self._queue.remove(entry)
+            self.waiting -= entry.waiting
             entry.dropped = True
             if entry.entered and entry.prompt.family is None:
                 self._unread.append(entry.prompt.key)

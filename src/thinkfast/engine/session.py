@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 
 import numpy as np
 
@@ -231,9 +232,11 @@ class Session:
             replace(words, tokens=words.tokens[:-1], logprobs=words.logprobs[:-1]) if finish == "error" else words
             for finish, words in zip(ended.values(), said, strict=True)
         ]
+        wanted = [lineup[row].request.params.detokenize for row in ended]
+        texts = iter(self._texts(list(compress(said, wanted))))
         chains = [
-            self._chain(lineup[row], finish, words, text, seconds)
-            for (row, finish), words, text in zip(ended.items(), said, self._texts(said), strict=True)
+            self._chain(lineup[row], finish, words, next(texts) if wants else "", seconds)
+            for (row, finish), words, wants in zip(ended.items(), said, wanted, strict=True)
         ]
         for row in ended:
             self._scheduler.finished(lineup[row].request.id)

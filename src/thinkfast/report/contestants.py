@@ -106,7 +106,7 @@ class Ours:
         stats = self.llm.stats
         before = replace(stats)
         clock = _Clock()
-        self.llm.generate(prompts, SamplingParams(n=samples, max_tokens=new, ignore_eos=True))
+        self.llm.generate(prompts, SamplingParams(n=samples, max_tokens=new, ignore_eos=True, detokenize=False))
         seconds, cpu_seconds = clock.read()
         tokens = stats.generated_tokens - before.generated_tokens
         _require_length(self.system, tokens, len(prompts) * samples * new)
