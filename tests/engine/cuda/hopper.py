@@ -38,6 +38,8 @@ from thinkfast.models.spec import ModelSpec
 SHARED, MULTIPROCESSORS = 232448, 132
 # Heads, head dim and feed-forward width are Llama-3.2-1B's: they decide how kernels are cut.
 TEACHER = ModelSpec(512, 256, 32, 8, 64, 8192, ("attention",) * 2, tie_embeddings=False, max_positions=1024)
+# Prompts whose 32 heads are enough to be walked as many (kernels/triton/ssd.py).
+MANY = 33
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
 PARAMS = SamplingParams(temperature=0.8, ignore_eos=True)
@@ -80,7 +82,7 @@ class Nowhere:
 
 
 def compile_case(kind: str, d_state: str, rows: str, state: str, weights: str = "bf16") -> None:
-    """A prefill, a fork and a step."""
+    """A prefill of many prompts where there is room for them, one of one, a fork and a step."""
     students = {
         "teacher": TEACHER,
         "hybrid": TEACHER.as_student((1,), int(d_state)),
@@ -90,6 +92,8 @@ def compile_case(kind: str, d_state: str, rows: str, state: str, weights: str = 
     model = random_model(spec).to(torch.bfloat16)
     plan = make_cuda_plan(spec, count, 256, torch.bfloat16, DTYPES[state], None)
     runner = CudaRunner(in_fp8(model) if weights == "fp8" else model, plan, frozenset({3}), capture=False)
+    for prompt in runner.prefill([[5, 9, 11]] * min(plan.prompts, MANY)):
+        runner.close(prompt)
     (prompt,) = runner.prefill([[5, 9, 11]])
     runner.fork([Start(prompt, tuple(RowStart(i, PARAMS, 9, 3) for i in range(count)), last=True)])
     runner.step()

@@ -15,8 +15,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
 
-# Bytes a thread keeps in memory: a spilled counter costs nothing, a spilled tile (5 KB and more) everything. Prefill
-# with d_state 128 has 288.
+# Bytes a thread keeps in memory: a spilled counter costs nothing, a spilled tile (5 KB and more) everything.
 MOST = 512
 
 

@@ -1,0 +1,41 @@
+#!/bin/bash
+# Every cell of docs/engine-gpu.md's table on one machine, in parts that end within ten minutes each:
+#
+#   benchmarks/gpu_table.sh ours /tmp/t             # our engine, up to 2,048 new tokens      (200 s on an H100)
+#   benchmarks/gpu_table.sh long /tmp/t             # our engine, 4,096 new tokens            (160 s)
+#   benchmarks/gpu_table.sh vllm /tmp/t llama-1b    # vLLM's teacher; pure-1b and hybrid-1b   (160 to 240 s, 85 to 150 s)
+#   benchmarks/gpu_table.sh prototype /tmp/t        # the 100-line prototype's steps          (40 s)
+#   benchmarks/gpu_table.sh merge /tmp/t results/gpu-engine.json   # needs no GPU
+#
+# TOOLS: the folder of vllm_bench.py and decode_step_prototype.py; VLLM: where vLLM is installed (pack_vllm.py).
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+tools=${TOOLS:-$here/../../shared/tools}
+part=${1:?ours, long, vllm, prototype or merge} out=${2:?a folder for the results}
+mkdir -p "$out"
+export PYTHONPATH=$here/../src PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+M=llama-3.2-1b
+engine() { python3 "$here/gpu_engine.py" "$@"; }
+case $part in
+ours)
+  # The first cell compiles; it runs again.
+  engine --out "$out/ours.json" --models $M $M/pure-d16 $M/pure-d64 \
+    --cells 8,128,512 1,128,512 8,128,512 64,128,512 256,128,1024 512,128,512 512,256,2048
+  engine --out "$out/ours.json" --models $M/hybrid2-d16 $M/hybrid4-d16 $M/hybrid4-d64 \
+    --cells 64,128,512 256,128,1024 512,128,512 512,256,2048 ;;
+long)
+  engine --out "$out/ours.json" --models $M $M/pure-d16 $M/pure-d64 $M/hybrid2-d16 $M/hybrid4-d16 --cells 512,256,4096 ;;
+vllm)
+  cells="512,128,512 256,128,1024 512,256,2048"
+  [ "${3:?llama-1b, pure-1b or hybrid-1b}" = llama-1b ] && cells="1,128,512 8,128,512 64,128,512 $cells 512,256,4096"
+  # shellcheck disable=SC2086
+  PYTHONPATH=${VLLM:-/tmp/vl} python3 "$tools/vllm_bench.py" "$3" $cells 2> "$out/$3.err" | tee -a "$out/vllm.jsonl" ;;
+prototype)
+  cd "$tools" && python3 decode_step_prototype.py | tee "$out/prototype.txt" ;;
+merge)
+  cp "$out/ours.json" "${3:?where to write}"
+  engine --out "$3" --vllm "$out/vllm.jsonl" --prototype "$out/prototype.txt" ;;
+*)
+  echo "unknown part $part: ours, long, vllm, prototype or merge" >&2
+  exit 2 ;;
+esac
