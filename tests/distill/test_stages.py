@@ -151,7 +151,8 @@ def test_align_is_zero_where_the_layers_agree(make_model: Any, batch: Batch) -> 
     assert isinstance(stage, Align)
     mixer, block = stage.terms(batch)
     assert mixer.shape == block.shape == (2,)  # the kept layer has no term
-    assert stage.loss(batch).item() == 0
+    # Squares of fp64 roundings: the block's term is of fewer rows than the teacher's, which some CPUs add up otherwise.
+    assert stage.loss(batch).item() < 1e-28
     assert stage.measure(batch) == 0
     # And the whole models then agree too, which imitate sees.
     imitate = make_stage(config("imitate"), student, teacher)

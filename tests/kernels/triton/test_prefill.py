@@ -18,7 +18,8 @@ ON_GPU = torch.cuda.is_available()
 
 
 @pytest.mark.parametrize(
-    ("heads", "kv", "p", "n"), [(4, 2, 16, 16), (2, 2, 16, 128), (3, 1, 128, 16), *([(2, 1, 64, 64)] if ON_GPU else [])]
+    ("heads", "kv", "p", "n"),
+    [(4, 2, 16, 16), (2, 2, 16, 128), (3, 1, 128, 16), *([(2, 1, 64, 64), (2, 1, 64, 128)] if ON_GPU else [])],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, *([torch.bfloat16] if ON_GPU else [])])
 @pytest.mark.parametrize("many", [10**9, 1])
