@@ -1,10 +1,10 @@
 #!/bin/bash
 # Every cell of docs/engine-gpu.md's table on one machine, in parts that end within ten minutes each:
 #
-#   benchmarks/gpu_table.sh ours /tmp/t             # our engine, up to 2,048 new tokens      (200 s on an H100)
-#   benchmarks/gpu_table.sh long /tmp/t             # our engine, 4,096 new tokens            (160 s)
-#   benchmarks/gpu_table.sh vllm /tmp/t llama-1b    # vLLM's teacher; pure-1b and hybrid-1b   (160 to 240 s, 85 to 150 s)
-#   benchmarks/gpu_table.sh prototype /tmp/t        # the 100-line prototype's steps          (40 s)
+#   benchmarks/gpu_table.sh ours /tmp/t             # our engine, up to 2,048 new tokens (202 s on an H100)
+#   benchmarks/gpu_table.sh long /tmp/t             # our engine, 4,096 new tokens (158 s)
+#   benchmarks/gpu_table.sh vllm /tmp/t llama-1b    # vLLM's teacher (238 s); pure-1b and hybrid-1b
+#   benchmarks/gpu_table.sh prototype /tmp/t        # the 100-line prototype's steps
 #   benchmarks/gpu_table.sh merge /tmp/t results/gpu-engine.json   # needs no GPU
 #
 # TOOLS: the folder of vllm_bench.py and decode_step_prototype.py; VLLM: where vLLM is installed (pack_vllm.py).
@@ -13,6 +13,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 tools=${TOOLS:-$here/../../shared/tools}
 part=${1:?ours, long, vllm, prototype or merge} out=${2:?a folder for the results}
 mkdir -p "$out"
+out=$(cd "$out" && pwd)
 export PYTHONPATH=$here/../src PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 M=llama-3.2-1b
 engine() { python3 "$here/gpu_engine.py" "$@"; }

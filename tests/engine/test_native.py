@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_sampler import rows as params_of
-from toy_models import SPECS, engine, random_model
+from toy_models import SPECS, engine, random_model, row_params
 
 from thinkfast.engine.cache import PAGE, Cache, Fork
 from thinkfast.engine.native import NativeStep, native_draw, native_library
@@ -152,7 +151,7 @@ def test_draws_what_the_sampler_draws(size: int) -> None:
     library = library_for(SPECS["teacher"])
     generator = torch.Generator().manual_seed(size)
     logits = 3 * torch.randn(300, size, generator=generator)
-    params = params_of([SamplingParams(temperature=(0.0, 0.5, 1.0, 1.7)[i % 4], seed=i) for i in range(300)])
+    params = row_params([SamplingParams(temperature=(0.0, 0.5, 1.0, 1.7)[i % 4], seed=i) for i in range(300)])
     fast, slow = native_draw(library, logits, params), draw(logits, params, mix_of(params))
     assert fast.finite.all()
     # A draw that falls within rounding of the border between two tokens may go to either.
@@ -166,7 +165,7 @@ def test_draws_mark_rows_that_are_not_finite() -> None:
     library = library_for(SPECS["teacher"])
     logits = torch.zeros(4, 70)
     logits[1, 3], logits[2, 69], logits[3, 0] = float("nan"), float("inf"), float("-inf")
-    params = params_of([SamplingParams(seed=1)] * 4)
+    params = row_params([SamplingParams(seed=1)] * 4)
     assert native_draw(library, logits, params).finite.tolist() == [True, False, False, False]
     assert draw(logits, params, mix_of(params)).finite.tolist() == [True, False, False, False]
 
@@ -174,5 +173,5 @@ def test_draws_mark_rows_that_are_not_finite() -> None:
 def test_logits_may_be_a_slice_of_wider_rows() -> None:
     library = library_for(SPECS["teacher"])
     wide = torch.randn(8, 96)
-    params = params_of([SamplingParams(temperature=0)] * 8)
+    params = row_params([SamplingParams(temperature=0)] * 8)
     assert torch.equal(native_draw(library, wide[:, :67], params).tokens, wide[:, :67].argmax(1))

@@ -5,22 +5,10 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from toy_models import row_params
 
 from thinkfast.engine.request import SamplingParams
-from thinkfast.engine.rng import sample_key
 from thinkfast.engine.sampler import CANDIDATES, Draw, RowParams, draw, mix_of
-
-
-def rows(params: list[SamplingParams], drawn: int = 0, first: int = 0) -> RowParams:
-    return RowParams(
-        key=torch.tensor([sample_key(p.seed, "r", first + i) for i, p in enumerate(params)]),
-        drawn=torch.full((len(params),), drawn),
-        inverse_temperature=torch.tensor([1.0 if p.greedy else 1 / p.temperature for p in params]),
-        top_k=torch.tensor([p.top_k for p in params]),
-        top_p=torch.tensor([p.top_p for p in params]),
-        min_p=torch.tensor([p.min_p for p in params]),
-        greedy=torch.tensor([p.greedy for p in params]),
-    )
 
 
 def sample(logits: Tensor, params: RowParams) -> Draw:
@@ -63,7 +51,7 @@ def test_chi_square(p: SamplingParams, size: int) -> None:
     n = 40_000
     logits = torch.randn(size, generator=torch.Generator().manual_seed(size)) * 2
     want = expected(logits, p)
-    tokens = sample(logits.expand(n, -1), rows([p] * n)).tokens
+    tokens = sample(logits.expand(n, -1), row_params([p] * n)).tokens
     counts = torch.bincount(tokens, minlength=size).double()
     assert counts[want == 0].sum() == 0
     # Cells of small expectation are pooled, as the test's approximation asks.
@@ -80,7 +68,7 @@ def test_chi_square(p: SamplingParams, size: int) -> None:
 def test_the_chi_square_test_can_fail() -> None:
     logits = torch.randn(8, generator=torch.Generator().manual_seed(8)) * 2
     wrong = expected(logits, SamplingParams(temperature=0.9))
-    tokens = sample(logits.expand(40_000, -1), rows([SamplingParams()] * 40_000)).tokens
+    tokens = sample(logits.expand(40_000, -1), row_params([SamplingParams()] * 40_000)).tokens
     counts = torch.bincount(tokens, minlength=8)
     assert ((counts - wrong * 40_000) ** 2 / (wrong * 40_000)).sum() > 60
 
@@ -89,21 +77,21 @@ def test_the_chi_square_test_can_fail() -> None:
 def test_greedy(p: SamplingParams) -> None:
     logits = torch.randn(16, 100)
     logits[3, 7] = logits[3, 70] = 9.0  # a tie goes to the lower token, as argmax has it
-    assert sample(logits, rows([p] * 16)).tokens.equal(logits.argmax(-1))
+    assert sample(logits, row_params([p] * 16)).tokens.equal(logits.argmax(-1))
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     logits = torch.randn(len(CASES), 200) * 2
-    together = sample(logits, rows(CASES, drawn=5))
+    together = sample(logits, row_params(CASES, drawn=5))
     for i, p in enumerate(CASES):
-        alone = sample(logits[i : i + 1], rows([p], drawn=5, first=i))
+        alone = sample(logits[i : i + 1], row_params([p], drawn=5, first=i))
         assert alone.tokens.item() == together.tokens[i].item()
         assert alone.logprobs.item() == together.logprobs[i].item()
 
 
 def test_logprob_is_the_models_at_temperature_one() -> None:
     logits = torch.randn(4, 50)
-    found = sample(logits, rows([SamplingParams(temperature=0.3, top_k=3)] * 4))
+    found = sample(logits, row_params([SamplingParams(temperature=0.3, top_k=3)] * 4))
     assert found.logprobs.equal(logits.log_softmax(-1).gather(1, found.tokens[:, None]).squeeze(1))
 
 
@@ -111,11 +99,11 @@ def test_logprob_is_the_models_at_temperature_one() -> None:
 @pytest.mark.parametrize("fill", [False, True])
 def test_a_row_that_is_not_finite_is_named_and_touches_no_other(bad: float, fill: bool) -> None:
     logits = torch.randn(len(CASES), 200)
-    good = sample(logits, rows(CASES))
+    good = sample(logits, row_params(CASES))
     for i in range(len(CASES)):
         broken = logits.clone()
         broken[i, slice(None) if fill else 17] = bad
-        found = sample(broken, rows(CASES))
+        found = sample(broken, row_params(CASES))
         others = [j for j in range(len(CASES)) if j != i]
         assert found.finite.tolist() == [j != i for j in range(len(CASES))]
         assert found.tokens[others].equal(good.tokens[others])

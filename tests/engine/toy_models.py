@@ -9,6 +9,9 @@ from typing import Any, cast
 import torch
 
 from thinkfast.engine.llm import LLM
+from thinkfast.engine.request import SamplingParams
+from thinkfast.engine.rng import sample_key
+from thinkfast.engine.sampler import RowParams
 from thinkfast.models.decoder import Decoder
 from thinkfast.models.loading import Loaded
 from thinkfast.models.ragged import Ragged
@@ -74,3 +77,16 @@ def reference_logprobs(model: Decoder, prompt: Sequence[int], tokens: Sequence[i
     sequence = torch.tensor([*prompt, *tokens])
     logits = model.logits(model(sequence, Ragged(torch.tensor([len(sequence)]))))
     return logits.log_softmax(-1)[len(prompt) - 1 : -1]
+
+
+def row_params(params: list[SamplingParams], drawn: int = 0, first: int = 0) -> RowParams:
+    """The sampler's columns for rows with ``params``."""
+    return RowParams(
+        key=torch.tensor([sample_key(p.seed, "r", first + i) for i, p in enumerate(params)]),
+        drawn=torch.full((len(params),), drawn),
+        inverse_temperature=torch.tensor([1.0 if p.greedy else 1 / p.temperature for p in params]),
+        top_k=torch.tensor([p.top_k for p in params]),
+        top_p=torch.tensor([p.top_p for p in params]),
+        min_p=torch.tensor([p.min_p for p in params]),
+        greedy=torch.tensor([p.greedy for p in params]),
+    )

@@ -149,7 +149,6 @@ class Session:
         began = time.monotonic()
         if new := [a for a in admissions if a.new]:
             handles = self.runner.prefill([a.request.prompt for a in new])
-            launched = handles[0].id
             self._open.update(zip([a.prompt for a in new], handles, strict=True))
             self.stats.prefill_tokens += sum(len(a.request.prompt) for a in new)
         starts = []
@@ -168,7 +167,7 @@ class Session:
         took = time.monotonic() - began
         self.stats.prefill_seconds += took
         if new:
-            self._launched[launched] = took
+            self._launched[handles[0].id] = took
         return codes
 
     def _step(self) -> Ints:

@@ -38,7 +38,7 @@ from thinkfast.models.spec import ModelSpec
 SHARED, MULTIPROCESSORS = 232448, 132
 # Heads, head dim and feed-forward width are Llama-3.2-1B's: they decide how kernels are cut.
 TEACHER = ModelSpec(512, 256, 32, 8, 64, 8192, ("attention",) * 2, tie_embeddings=False, max_positions=1024)
-# Prompts whose 32 heads are enough to be walked as many (kernels/triton/ssd.py).
+# Prompts whose 32 heads are eight for each multiprocessor, enough to be walked as many (kernels/triton/ssd.py).
 MANY = 33
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")

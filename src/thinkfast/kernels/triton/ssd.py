@@ -17,19 +17,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from thinkfast.kernels.triton.launch import multiprocessors
 from thinkfast.kernels.triton.mixer import MixerLayer
 
-# Programs from which on the chip has enough to do while each waits for its own: eight a multiprocessor of an H100.
-_MANY = 1056
+# Programs for each multiprocessor from which on it has enough to do while one waits.
+_MANY = 8
 
 
-def _cut(programs: int, head: int) -> tuple[int, int, int]:
+def _cut(programs: int, head: int, device: torch.device) -> tuple[int, int, int]:
     """Tokens a chunk, warps and stages of a walk of ``programs`` sequences' heads with ``head`` states each (H100,
     docs/lab.md).
     """
     if head > 4096:
         return 32, 4 if head <= 8192 else 8, 1
-    if programs < _MANY:
+    if programs < _MANY * multiprocessors(device):
         return 64, 4, 2
     return (32, 1, 1) if head <= 1024 else (32, 2, 2)
 
@@ -111,7 +112,7 @@ def ssd_prefill(
     _convolve[(total, triton.cdiv(channels, block))](
         projected, act, layer.taps, layer.conv_bias, positions, width, heads * p, channels, taps, block, num_warps=1
     )
-    chunk, warps, stages = _cut(lens.shape[0] * heads, p * n)
+    chunk, warps, stages = _cut(lens.shape[0] * heads, p * n, projected.device)
     _walk[(lens.shape[0], heads)](
         projected, act, starts, lens, layer.rates, layer.dt_bias, layer.skip, layer.norm, out, state, width, layer.eps,
         heads, kv, p, n, chunk, num_warps=warps, num_stages=stages,
