@@ -95,12 +95,19 @@ def percent_axis(axes: Axes) -> None:
 
 
 def log_ticks(axis: Any, low: float, high: float) -> None:
-    """Ticks at 1, 2, 5, 10, ... (only 1, 10, 100 over many decades) written as plain numbers."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    """Ticks at 1, 2, 5, 10, ... (only 1, 10, 100 over many decades, and even steps between two of them) written as
+    plain numbers.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     few = high / max(low, 1e-12) > 2e3
     ticks = [m * 10.0**e for e in range(-6, 13) for m in ((1,) if few else (1, 2, 5))]
-    axis.set_major_locator(FixedLocator([tick for tick in ticks if 0.999 * low <= tick <= 1.001 * high]))
+    shown = [tick for tick in ticks if 0.999 * low <= tick <= 1.001 * high]
+    if len(shown) < 2:
+        shown = [
+            float(tick) for tick in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high
+        ]
+    axis.set_major_locator(FixedLocator(shown))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
 
