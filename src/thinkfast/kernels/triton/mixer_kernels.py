@@ -39,18 +39,16 @@ def _past(CONV, TAPS, CBIAS, at, mask, position, C, W: tl.constexpr):
 
 
 @triton.jit
-def _conv(row, CONV, TAPS, past, at, mask, keeps, position, C, W: tl.constexpr):
-    """Convolved and activated channels ``at``; the newest of their input goes into the ring if this ``keeps`` it."""
-    now = tl.load(row + at, mask=mask, other=0.0)
-    x = past + now.to(tl.float32) * tl.load(TAPS + (W - 1) * C + at, mask=mask, other=0.0)
-    tl.store(CONV + (position % W) * C + at, now, mask=mask & keeps)
+def _conv(now, tap, past):
+    """Convolved and activated channels: the newest of their input with its tap, and what ``_past`` has."""
+    x = past + now.to(tl.float32) * tap
     return x * tl.sigmoid(x)
 
 
 @triton.jit
-def _phase(DRAWN, slot, key, D: tl.constexpr):
+def _phase(drawn, key, D: tl.constexpr):
     """Where the newest input stands in its ring, and how many inputs are held with it."""
-    done = tl.load(DRAWN + slot) - 1
+    done = drawn - 1
     phase = (done + ((key >> 8) & 0xFF)) % D
     return phase, tl.minimum(done, phase) + 1
 
@@ -60,15 +58,13 @@ def _row(ACTIVE, POSITION, KEY, DRAWN, b, D: tl.constexpr):
     """Slot, position and key of row ``b``, and its phase and count."""
     slot = tl.load(ACTIVE + b).to(tl.int64)
     key = tl.load(KEY + slot)
-    phase, count = _phase(DRAWN, slot, key, D)
+    phase, count = _phase(tl.load(DRAWN + slot), key, D)
     return slot, tl.load(POSITION + slot), key, phase, count
 
 
 @triton.jit
-def _step_size(row, DTB, h, mine, C):
-    """dt of heads ``h``: softplus of its projection with its bias."""
-    dt = tl.load(row + C + h, mask=mine, other=0.0).to(tl.float32) + tl.load(DTB + h, mask=mine, other=0.0)
-    return tl.where(dt > 20.0, dt, tl.log(1.0 + tl.exp(dt)))
+def _softplus(x):
+    return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(x)))
 
 
 @triton.jit
@@ -114,6 +110,8 @@ def prepare(
     STEPS += slot * D * H
     CONV += slot * W * C
     rate = tl.load(RATE + h, mask=mine, other=0.0)
+    bias = tl.load(DTB + h, mask=mine, other=0.0)
+    skip = tl.load(SKIP + h, mask=mine, other=0.0)
     xs = kv * P + p
     bs = K * P + kv * N + n
     cs = K * P + K * N + h[:, None] * N + n[None, :]
@@ -122,25 +120,36 @@ def prepare(
     x = _past(CONV, TAPS, CBIAS, xs, p < P, position, C, W)
     bb = _past(CONV, TAPS, CBIAS, bs, n < N, position, C, W)
     cc = _past(CONV, TAPS, CBIAS, cs, every, position, C, W)
+    LAST = TAPS + (W - 1) * C
+    tap_x = tl.load(LAST + xs, mask=p < P, other=0.0)
+    tap_b = tl.load(LAST + bs, mask=n < N, other=0.0)
+    tap_c = tl.load(LAST + cs, mask=every, other=0.0)
     step1, b1, x1 = _held(HELD, STEPS, phase - 1, h, mine, 1 < count, H, K, P, N)
     step2, b2, x2 = _held(HELD, STEPS, phase - 2, h, mine, 2 < count, H, K, P, N)
     step3, b3, x3 = _held(HELD, STEPS, phase - 3, h, mine, 3 < count, H, K, P, N)
     wait(PDL)
     trigger(PDL)
+    # All that is read comes before anything is written: a load behind a store waits for what is stored.
     row = PROJECTED + b * width + H * P
-    x = _conv(row, CONV, TAPS, x, xs, p < P, True, position, C, W).to(HELD.dtype.element_ty)
-    bb = _conv(row, CONV, TAPS, bb, bs, n < N, True, position, C, W).to(HELD.dtype.element_ty)
-    cc = _conv(row, CONV, TAPS, cc, cs, every, True, position, C, W)
-    cc = cc.to(READ.dtype.element_ty)
+    now_x = tl.load(row + xs, mask=p < P, other=0.0)
+    now_b = tl.load(row + bs, mask=n < N, other=0.0)
+    now_c = tl.load(row + cs, mask=every, other=0.0)
+    dt = _softplus(tl.load(row + C + h, mask=mine, other=0.0).to(tl.float32) + bias)
+    x = _conv(now_x, tap_x, x).to(HELD.dtype.element_ty)
+    bb = _conv(now_b, tap_b, bb).to(HELD.dtype.element_ty)
+    cc = _conv(now_c, tap_c, cc).to(READ.dtype.element_ty)
+    RING = CONV + (position % W) * C
+    tl.store(RING + xs, now_x, mask=p < P)
+    tl.store(RING + bs, now_b, mask=n < N)
+    tl.store(RING + cs, now_c, mask=every)
     tl.store(READ + b * H * N + h[:, None] * N + n[None, :], cc, mask=mine[:, None])
     cc = cc.to(tl.float32)
-    dt = _step_size(row, DTB, h, mine, C)
     tl.store(HELD + phase * K * (P + N) + p, x)
     tl.store(HELD + phase * K * (P + N) + P + n, bb)
     tl.store(STEPS + phase * H + h, dt, mask=mine)
     x = x.to(tl.float32)
     inner = tl.sum(cc * bb.to(tl.float32)[None, :], 1)
-    rest = (dt * inner + tl.load(SKIP + h, mask=mine, other=0.0))[:, None] * x[None, :]
+    rest = (dt * inner + skip)[:, None] * x[None, :]
     WEIGHT += b * H * (D + 1) + h * (D + 1)
     tl.store(WEIGHT + phase, dt, mask=mine)
     gone = dt * rate
@@ -202,7 +211,7 @@ def advance(
     n = tl.arange(0, N)
     p = r % P
     h = first + r // P
-    slot, position, key, phase, count = _row(ACTIVE, POSITION, KEY, DRAWN, b, D)
+    slot = tl.load(ACTIVE + b).to(tl.int64)
     where = SSM + (slot * H * P + first * P + r[:, None]) * N + n[None, :]
     # No kernel of this step has written the state: it may come before what they have to say.
     s = tl.load(where).to(tl.float32)
@@ -210,15 +219,23 @@ def advance(
         s = s * tl.load(SCALE + slot * H + h)[:, None]
     norm = tl.load(NORM + first * P + r)
     wait(PDL)
-    trigger(PDL)
+    # Every line of the tile reads its head's C, so that it lies as the state does and nothing has to be rearranged. All
+    # loads are on their way before anything is: a barrier holds up those behind it, and so does a number that decides a
+    # branch. The compiler keeps them in front of the launch below.
+    cc = tl.load(READ + (b * H + h)[:, None] * N + n[None, :])
+    rest = tl.load(REST + (b * H + first) * P + r)
+    z = tl.load(PROJECTED + b * width + first * P + r)
     decay = tl.load(WEIGHT + (b * H + h) * (D + 1) + D)
-    # Every line of the tile reads its head's C, so that it lies as the state does and nothing has to be rearranged.
-    cc = tl.load(READ + (b * H + h)[:, None] * N + n[None, :]).to(tl.float32)
-    y = decay * tl.sum(s * cc, 1) + tl.load(REST + (b * H + first) * P + r)
-    z = tl.load(PROJECTED + b * width + first * P + r).to(tl.float32)
+    key = tl.load(KEY + slot)
+    drawn = tl.load(DRAWN + slot)
+    position = tl.load(POSITION + slot)
+    trigger(PDL)
+    y = decay * tl.sum(s * cc.to(tl.float32), 1) + rest
+    z = z.to(tl.float32)
     y = y * z * tl.sigmoid(z)
     y = y * tl.rsqrt(_per_head(y * y, EACH, P, False) / P + eps) * norm
     tl.store(OUT + (b * H + first) * P + r, y.to(OUT.dtype.element_ty))
+    phase, count = _phase(drawn, key, D)
     if phase == D - 1:
         s = s * decay[:, None]
         HELD += slot * D * K * (P + N) + kv * (P + N)
@@ -261,12 +278,16 @@ def whole(
     HELD += slot * D * K * (P + N) + kv * (P + N)
     STEPS += slot * D * H
     CONV += slot * W * C
-    rate = tl.load(RATE + h)
+    rate, bias, skip = tl.load(RATE + h), tl.load(DTB + h), tl.load(SKIP + h)
     xs, bs, cs = kv * P + p, K * P + kv * N + n, K * P + K * N + h * N + n
     # As in the two kernels: rings and state may be read before what other kernels have to say.
     x = _past(CONV, TAPS, CBIAS, xs, p < P, position, C, W)
     bb = _past(CONV, TAPS, CBIAS, bs, n < N, position, C, W)
     cc = _past(CONV, TAPS, CBIAS, cs, n < N, position, C, W)
+    LAST = TAPS + (W - 1) * C
+    tap_x = tl.load(LAST + xs, mask=p < P, other=0.0)
+    tap_b = tl.load(LAST + bs, mask=n < N, other=0.0)
+    tap_c = tl.load(LAST + cs, mask=n < N, other=0.0)
     step1, b1, x1 = _held(HELD, STEPS, phase - 1, h, True, 1 < count, H, K, P, N)
     step2, b2, x2 = _held(HELD, STEPS, phase - 2, h, True, 2 < count, H, K, P, N)
     step3, b3, x3 = _held(HELD, STEPS, phase - 3, h, True, 3 < count, H, K, P, N)
@@ -278,21 +299,29 @@ def whole(
     wait(PDL)
     trigger(PDL)
     row = PROJECTED + b * width + H * P
-    x = _conv(row, CONV, TAPS, x, xs, p < P, keeps, position, C, W).to(HELD.dtype.element_ty)
-    bb = _conv(row, CONV, TAPS, bb, bs, n < N, keeps, position, C, W).to(HELD.dtype.element_ty)
-    cc = _conv(row, CONV, TAPS, cc, cs, n < N, True, position, C, W).to(OUT.dtype.element_ty).to(tl.float32)
-    dt = _step_size(row, DTB, h, True, C)
+    now_x = tl.load(row + xs, mask=p < P, other=0.0)
+    now_b = tl.load(row + bs, mask=n < N, other=0.0)
+    now_c = tl.load(row + cs, mask=n < N, other=0.0)
+    z = tl.load(PROJECTED + b * width + h * P + p)
+    dt = _softplus(tl.load(row + C + h).to(tl.float32) + bias)
+    x = _conv(now_x, tap_x, x).to(HELD.dtype.element_ty)
+    bb = _conv(now_b, tap_b, bb).to(HELD.dtype.element_ty)
+    cc = _conv(now_c, tap_c, cc).to(OUT.dtype.element_ty).to(tl.float32)
+    RING = CONV + (position % W) * C
+    tl.store(RING + xs, now_x, mask=(p < P) & keeps)
+    tl.store(RING + bs, now_b, mask=(n < N) & keeps)
+    tl.store(RING + cs, now_c, mask=n < N)
     tl.store(HELD + phase * K * (P + N) + p, x, mask=(p < P) & keeps)
     tl.store(HELD + phase * K * (P + N) + P + n, bb, mask=(n < N) & keeps)
     tl.store(STEPS + phase * H + h, dt)
-    y = tl.load(SKIP + h) * x.to(tl.float32)
+    y = skip * x.to(tl.float32)
     y, gone, x = _one_more(y, 0.0 * dt, cc, rate, dt, bb, x)
     y, gone, x1 = _one_more(y, gone, cc, rate, step1, b1, x1)
     y, gone, x2 = _one_more(y, gone, cc, rate, step2, b2, x2)
     y, gone, x3 = _one_more(y, gone, cc, rate, step3, b3, x3)
     s = s * tl.exp(gone)
     y += tl.sum(s * cc[None, :], 1)
-    z = tl.load(PROJECTED + b * width + h * P + p).to(tl.float32)
+    z = z.to(tl.float32)
     y = y * z * tl.sigmoid(z)
     y = y * tl.rsqrt(tl.sum(y * y, 0) / P + eps) * norm
     tl.store(OUT + (b * H + h) * P + p, y.to(OUT.dtype.element_ty))
