@@ -43,7 +43,7 @@ def test_prefill_then_step_is_full_forward(model: Decoder, make_caches: Any) -> 
     full = model(torch.cat(whole), Ragged(torch.tensor(lens))).split(list(lens))
     ragged = Ragged(torch.tensor(PROMPTS))
     hidden, states = model.prefill(torch.cat([t[:p] for t, p in zip(whole, PROMPTS, strict=True)]), ragged)
-    want = torch.cat([f[:p] for f, p in zip(full, PROMPTS, strict=True)])
+    want = torch.stack([f[p - 1] for f, p in zip(full, PROMPTS, strict=True)])
     torch.testing.assert_close(hidden, want, **TIGHT)
     caches = make_caches(states, ragged)
     for i in range(EXTRA):

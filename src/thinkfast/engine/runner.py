@@ -107,10 +107,9 @@ class Runner:
         tokens = torch.tensor([t for p in prompts for t in p], device=device)
         hidden, states = self.model.prefill(tokens, ragged)
         handles = self.cache.store(lens, states)
-        last = hidden[ragged.last]
-        logits = self.model.logits(last)
+        logits = self.model.logits(hidden)
         for i, handle in enumerate(handles):
-            self._ends[handle.id] = last[i].clone(), logits[i].clone()
+            self._ends[handle.id] = hidden[i].clone(), logits[i].clone()
         return handles
 
     def prefilled(self) -> None:

@@ -76,15 +76,16 @@ class Block(nn.Module):
         """x [T, D] to [T, D]."""
         return self.feed_forward(x + self.mix(self.input_norm(x), ragged, rope))
 
-    def prefill(self, x: Tensor, ragged: Ragged, rope: Rope) -> tuple[Tensor, LayerState]:
-        """Like ``forward``, and the state that decoding goes on from."""
+    def prefill(self, x: Tensor, ragged: Ragged, rope: Rope, only: Tensor | None = None) -> tuple[Tensor, LayerState]:
+        """Like ``forward``, of the tokens ``only`` [n] or of all, and the state that decoding goes on from."""
         mixer, normed = self.mixer, self.input_norm(x)
         state: LayerState
         if isinstance(mixer, Attention):
             mixed, state = mixer.prefill(normed, ragged, rope)
         else:
             mixed, state = mixer.prefill(normed, ragged)
-        return self.feed_forward(x + mixed), state
+        x = x + mixed
+        return self.feed_forward(x if only is None else x[only]), state
 
     def step(self, x: Tensor, rope: Rope, cache: StepCache) -> Tensor:
         """One token a row: x [B, D] to [B, D]."""
@@ -152,11 +153,13 @@ class Decoder(nn.Module):
         return F.linear(hidden, self.head_weight)
 
     def prefill(self, tokens: Tensor, ragged: Ragged) -> tuple[Tensor, list[LayerState]]:
-        """tokens [T] to hidden states [T, D] and, per layer, the state that decoding goes on from."""
+        """tokens [T] to the hidden state of each sequence's last token [n, D] and, per layer, the state that decoding
+        goes on from.
+        """
         x, rope = self.embed(tokens), self.rope(ragged.positions)
         states: list[LayerState] = []
         for block in self.blocks:
-            x, state = block.prefill(x, ragged, rope)
+            x, state = block.prefill(x, ragged, rope, ragged.last if block is self.blocks[-1] else None)
             states.append(state)
         return self.norm(x), states
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
 
 from thinkfast.kernels.triton import ssd
-from thinkfast.kernels.triton.mixer import MixerLayer
-from thinkfast.kernels.triton.ssd import ssd_prefill, ssd_prefill_reference
+from thinkfast.kernels.triton.mixer import MixerLayer, MixerState
+from thinkfast.kernels.triton.ssd import Prompts, ssd_prefill, ssd_prefill_reference
 
 # The interpreter turns arrays of one element into numbers, of which numpy 2.3 warns.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -22,12 +24,14 @@ ON_GPU = torch.cuda.is_available()
     [(4, 2, 16, 16), (2, 2, 16, 128), (3, 1, 128, 16), *([(2, 1, 64, 64), (2, 1, 64, 128)] if ON_GPU else [])],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, *([torch.bfloat16] if ON_GPU else [])])
-@pytest.mark.parametrize("many", [10**9, 0])
+@pytest.mark.parametrize(
+    ("many", "state"), [(10**9, torch.float32), (0, torch.float32), (0, torch.bfloat16), (0, torch.float8_e4m3fn)]
+)
 def test_ssd_prefill(
-    many: int, heads: int, kv: int, p: int, n: int, dtype: torch.dtype, device: torch.device,
+    many: int, state: torch.dtype, heads: int, kv: int, p: int, n: int, dtype: torch.dtype, device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Walks cut as where few programs run, and as where many do."""
+    """Walks cut as where few programs run, and as where many do; states of every dtype, in slots that were used."""
     monkeypatch.setattr(ssd, "_MANY", many)
     lens = [1, 2, 3, 4, 5, 63, 64, 65] + ([1000] if device.type == "cuda" else [])
     g = torch.Generator().manual_seed(heads)
@@ -43,8 +47,28 @@ def test_ssd_prefill(
     sizes = torch.tensor(lens, device=device)
     starts = sizes.cumsum(0) - sizes
     positions = torch.cat([torch.arange(length) for length in lens]).to(device)
-    found, want = (
-        run(projected, layer, starts, sizes, positions, (kv, p, n)) for run in (ssd_prefill, ssd_prefill_reference)
-    )
-    for a, b in zip(found, want, strict=True):
-        assert (a.float() - b.float()).norm() / b.float().norm() < (2e-5 if dtype == torch.float32 else 1.5e-2)
+    sequence = torch.arange(len(lens), device=device).repeat_interleave(sizes)
+    # Slots in another order than prompts, and one that belongs to nobody; whoever was there before leaves traces.
+    slots = torch.randperm(len(lens) + 1, generator=g)[: len(lens)].to(device)
+    prompts = Prompts.of(starts, sizes, positions, sequence, slots, 4)
+
+    def run(prefill: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        shapes = {"ssm": (heads, p, n), "scale": (heads,), "conv": (4, channels), "held": (1,), "steps": (1,)}
+        dtypes = {"ssm": state, "conv": dtype}
+        into = MixerState(
+            **{
+                name: torch.full((len(lens) + 1, *shape), 7.0, device=device).to(dtypes.get(name, torch.float32))
+                for name, shape in shapes.items()
+            }
+        )
+        y = prefill(projected, layer, prompts, into)
+        # The ring's next line is whatever it was: the kernel leaves it alone, and a step overwrites it.
+        conv = into.conv.clone()
+        conv[slots, sizes % 4] = 0
+        ssm = into.ssm.float() * (into.scale[..., None, None] if state == torch.float8_e4m3fn else 1)
+        return y.float(), conv.float(), ssm
+
+    # A state in eight bits may round to a neighbour, an eighth away, where the kernel's sums differ in the last digit.
+    rough = {torch.float32: 2e-5, torch.bfloat16: 2e-3, torch.float8_e4m3fn: 2e-2}[state]
+    for a, b, own in zip(run(ssd_prefill), run(ssd_prefill_reference), (0.0, 0.0, rough), strict=True):
+        assert (a - b).norm() / b.norm() < max(own, 2e-5 if dtype == torch.float32 else 1.5e-2)

@@ -1,8 +1,8 @@
 """Packed prefill of ragged prompts on a GPU: Decoder.prefill with the decode step's kernels in it.
 
-Legend: T tokens, n prompts, D model width, F feed-forward width, C conv channels, W convolution width.
+Legend: T tokens, n prompts, D model width, F feed-forward width.
 
-Usage: ``hidden, states = prefill(model, mixers, tokens, ragged)``.
+Usage: ``hidden, kept = Prefill(model, mixers, state)(tokens, ragged, slots)``.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from thinkfast.engine.cuda.state import State
 from thinkfast.kernels.triton.gated import gated, serves
 from thinkfast.kernels.triton.mixer import MixerLayer
 from thinkfast.kernels.triton.norm import add_norm
 from thinkfast.kernels.triton.rounding import round_rows
-from thinkfast.kernels.triton.ssd import ssd_prefill
+from thinkfast.kernels.triton.ssd import Prompts, ssd_prefill
 from thinkfast.kernels.triton.swiglu import swiglu
-from thinkfast.models.decoder import Block, Decoder, LayerState
+from thinkfast.models.attention import KVState
+from thinkfast.models.decoder import Block, Decoder
 from thinkfast.models.fp8 import FP8, Fp8Linear, is_fp8
-from thinkfast.models.mixers import Mamba, SSMState
+from thinkfast.models.mixers import Mamba
 from thinkfast.models.ragged import Ragged
 
 
@@ -56,41 +58,58 @@ class _Rows:
         return y
 
 
-def prefill(
-    model: Decoder, mixers: Sequence[MixerLayer], tokens: Tensor, ragged: Ragged
-) -> tuple[Tensor, list[LayerState]]:
-    """tokens [T] to hidden states [T, D] and, per layer, the state that decoding goes on from; ``mixers`` are those
-    of the Mamba layers, in order.
-    """
-    # Norms, residuals and gates by the decode step's kernels: torch's take a fifth of a prefill.
-    rope, eps, fp8 = model.rope(ragged.positions), model.spec.norm_eps, is_fp8(model)
-    residual = model.embed(tokens)
-    dtype, width = residual.dtype, residual.shape[1]
+class Prefill:
+    """``model``'s prefill into ``state``; ``mixers`` are its Mamba layers' prepared weights, in order."""
 
-    def added(update: Tensor, weight: Tensor, rounded: bool) -> _Rows:
-        rows = _Rows.empty(residual, width, rounded)
-        add_norm(residual, update, weight, rows.x, eps, rows.scale)
-        return rows
+    def __init__(self, model: Decoder, mixers: Sequence[MixerLayer], state: State) -> None:
+        self.model = model
+        self._mixers = tuple(zip(mixers, state.mixers, strict=True))
+        self._fp8 = is_fp8(model)
+        # What follows each layer's feed-forward: the next one's norm, and the next one.
+        norms = [block.input_norm.weight for block in model.blocks[1:]] + [model.norm.weight]
+        self._following: list[tuple[Tensor, Block | None]] = list(zip(norms, [*model.blocks[1:], None], strict=True))
 
-    def rounds(block: Block | None) -> bool:
+    def __call__(self, tokens: Tensor, ragged: Ragged, slots: Tensor) -> tuple[Tensor, list[KVState]]:
+        """tokens [T] of n prompts to the hidden state of each one's last token [n, D], and the attention layers' keys
+        and values; what Mamba layers leave behind is in the slots [n].
+        """
+        # Norms, residuals and gates by the decode step's kernels: torch's take a fifth of a prefill.
+        model, fp8 = self.model, self._fp8
+        rope, eps = model.rope(ragged.positions), model.spec.norm_eps
+        prompts: Prompts | None = None
+        residual = model.embed(tokens)
+        dtype = residual.dtype
+
+        def added(update: Tensor, weight: Tensor, rounded: bool) -> _Rows:
+            rows = _Rows.empty(residual, residual.shape[1], rounded)
+            add_norm(residual, update, weight, rows.x, eps, rows.scale)
+            return rows
+
+        normed = _Rows.of(model.blocks[0].input_norm(residual), self._rounds(model.blocks[0]))
+        kept: list[KVState] = []
+        mixers = iter(self._mixers)
+        for block, (norm, following) in zip(model.blocks, self._following, strict=True):
+            if isinstance(block.mixer, Mamba):
+                layer, into = next(mixers)
+                prompts = prompts or Prompts.of(
+                    ragged.starts, ragged.lens, ragged.positions, ragged.sequence, slots, block.mixer.d_conv
+                )
+                given = ssd_prefill(normed.times(block.mixer.in_proj, dtype), layer, prompts, into)
+            else:
+                given, state = block.mixer.heads(normed.x, ragged, rope)
+                kept.append(state)
+            if following is None:
+                # Of the last layer only a prompt's last token is asked for.
+                given, residual = given[ragged.last], residual[ragged.last]
+            rounds = fp8 and isinstance(block.mixer, Mamba)
+            mixed = _Rows.of(given, rounds).times(block.mixer.out, dtype)
+            inner = _gate_up(added(mixed, block.post_norm.weight, fp8), block.mlp.gate_up, dtype)
+            normed = added(inner.times(block.mlp.down, dtype), norm, self._rounds(following))
+        return normed.x, kept
+
+    def _rounds(self, block: Block | None) -> bool:
         # Attention does its own rounding, and the head is not in eight bits.
-        return fp8 and block is not None and isinstance(block.mixer, Mamba)
-
-    blocks: list[Block | None] = [*model.blocks, None]
-    norms = [block.input_norm.weight for block in model.blocks[1:]] + [model.norm.weight]
-    normed = _Rows.of(model.blocks[0].input_norm(residual), rounds(blocks[0]))
-    states: list[LayerState] = []
-    layers = iter(mixers)
-    for block, following, norm in zip(model.blocks, blocks[1:], norms, strict=True):
-        state: LayerState
-        if isinstance(block.mixer, Mamba):
-            mixed, state = _mix(block.mixer, next(layers), normed, ragged, dtype)
-        else:
-            mixed, state = block.mixer.prefill(normed.x, ragged, rope)
-        states.append(state)
-        inner = _gate_up(added(mixed, block.post_norm.weight, fp8), block.mlp.gate_up, dtype)
-        normed = added(inner.times(block.mlp.down, dtype), norm, rounds(following))
-    return normed.x, states
+        return self._fp8 and block is not None and isinstance(block.mixer, Mamba)
 
 
 def _gate_up(normed: _Rows, gate_up: nn.Linear | Fp8Linear, dtype: torch.dtype) -> _Rows:
@@ -102,15 +121,3 @@ def _gate_up(normed: _Rows, gate_up: nn.Linear | Fp8Linear, dtype: torch.dtype) 
     else:
         swiglu(normed.times(gate_up, dtype), inner.x, inner.scale)
     return inner
-
-
-def _mix(mixer: Mamba, layer: MixerLayer, u: _Rows, ragged: Ragged, dtype: torch.dtype) -> tuple[Tensor, SSMState]:
-    projected = u.times(mixer.in_proj, dtype)
-    shape = (mixer.kv_heads, mixer.head_dim, mixer.d_state)
-    y, ssm = ssd_prefill(projected, layer, ragged.starts, ragged.lens, ragged.positions, shape)
-    raw = projected[:, mixer.sizes[0] : mixer.sizes[0] + mixer.sizes[1]]
-    before = torch.arange(1 - mixer.d_conv, 0, device=projected.device)
-    at = ragged.starts[:, None] + ragged.lens[:, None] + before
-    inside = at >= ragged.starts[:, None]
-    conv = raw[at.clamp_min(0)] * inside[..., None]
-    return _Rows.of(y, u.scale is not None).times(mixer.out, dtype), SSMState(conv, ssm)

@@ -18,7 +18,7 @@ from thinkfast.engine.cache import PAGE, PromptHandle, Usage
 from thinkfast.engine.cuda.book import Book, Entry
 from thinkfast.engine.cuda.flights import Flights
 from thinkfast.engine.cuda.graphs import Graphs
-from thinkfast.engine.cuda.prefill import prefill
+from thinkfast.engine.cuda.prefill import Prefill
 from thinkfast.engine.cuda.state import State
 from thinkfast.engine.cuda.step import Step
 from thinkfast.engine.cuda.stopwatch import Stopwatch
@@ -50,6 +50,7 @@ class CudaRunner:
         eos[sorted(eos_ids)] = 1
         stops = torch.zeros(1, model.spec.vocab_size, dtype=torch.uint8, device=weight.device)
         self._decode = Step(model, self.state, plan.max_batch, plan.max_len)
+        self._prefill = Prefill(model, self._decode.mixers, self.state)
         self.graphs = Graphs(self._decode, plan.max_batch, self.book.dummy, eos, stops)
         self._flights = Flights(self.book.slots, plan.max_len, plan.max_batch, weight.device)
         self._watch = Stopwatch(weight.device)
@@ -72,12 +73,17 @@ class CudaRunner:
         send = self.state.send
         ragged = Ragged(send(np.array(lens)), lens)
         tokens = send(np.concatenate([np.asarray(p, dtype=np.int64) for p in prompts]))
-        hidden, states = prefill(self.model, self._decode.mixers, tokens, ragged)
         stored = [self.book.prompt(length) for length in lens]
-        self.state.store([p.slot for p in stored], [p.pages for p in stored], lens, states)
-        logits = self.model.logits(hidden[ragged.last])
-        for i, prompt in enumerate(stored):
-            self._logits[prompt.handle.id] = logits[i]
+        try:
+            hidden, kept = self._prefill(tokens, ragged, send(np.array([p.slot for p in stored])))
+            self.state.keep([p.pages for p in stored], lens, kept)
+            logits = self.model.logits(hidden)
+        except BaseException:  # out of memory, or a user who has waited enough: nobody else knows of their places
+            for prompt in stored:
+                self.book.close(prompt.handle)
+            raise
+        for prompt, line in zip(stored, logits, strict=True):
+            self._logits[prompt.handle.id] = line
         self._watch.stop(began, stored[0].handle.id)
         return [prompt.handle for prompt in stored]
 

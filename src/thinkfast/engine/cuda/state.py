@@ -17,14 +17,19 @@ from torch import Tensor
 from thinkfast.engine.cache import PAGE
 from thinkfast.engine.cuda.book import Entry
 from thinkfast.engine.rows import RowStart
-from thinkfast.kernels.triton.mixer import FP8_MAX, HOLD, MixerState, narrow
+from thinkfast.kernels.triton.mixer import HOLD, MixerState
 from thinkfast.models.attention import KVState
-from thinkfast.models.decoder import Decoder, LayerState
-from thinkfast.models.mixers import SSMState
+from thinkfast.models.decoder import Decoder
 
 _INTS = ("position", "drawn", "limit", "key", "top_k", "stop", "shared")
 _SMALL = ("token", "alive", "greedy", "watch_eos")
 _FLOATS = ("inverse_temperature", "top_p", "min_p")
+
+
+def _lines(pool: Tensor) -> Tensor:
+    """``pool`` [S, ...] in whole numbers, the widest that fit: fp8 cannot be indexed, and bytes copy slowly."""
+    lines = pool.flatten(1)
+    return lines.view(torch.int64 if lines.shape[1] * lines.element_size() % 8 == 0 else torch.uint8)
 
 
 class State:
@@ -65,38 +70,16 @@ class State:
         host = torch.from_numpy(np.ascontiguousarray(values))
         return host.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else host
 
-    def store(
-        self, slots: Sequence[int], pages: Sequence[Sequence[int]], lens: Sequence[int], states: Sequence[LayerState]
-    ) -> None:
-        """Keep what a packed prefill of n prompts left behind, one state a layer."""
-        spots = self.send(np.array(slots))
-        lengths = self.send(np.array(lens))
+    def keep(self, pages: Sequence[Sequence[int]], lens: Sequence[int], kept: Sequence[KVState]) -> None:
+        """Write the keys and values of a packed prefill of n prompts to their pages, one KVState a layer."""
+        if not kept:
+            return
         at = [np.arange(n) for n in lens]
-        if self.spec.n_attention:
-            where = [np.asarray(own)[t // PAGE] for own, t in zip(pages, at, strict=True)]
-            page, place = self.send(np.concatenate(where)), self.send(np.concatenate(at) % PAGE)
-        attention = mamba = 0
-        for state in states:
-            if isinstance(state, KVState):
-                self.k[attention][page, :, place] = state.k.to(self.k.dtype)
-                self.v[attention][page, :, place] = state.v.to(self.v.dtype)
-                attention += 1
-            elif isinstance(state, SSMState):
-                self._store_mixer(self.mixers[mamba], state, spots, lengths)
-                mamba += 1
-
-    def _store_mixer(self, into: MixerState, state: SSMState, slots: Tensor, lens: Tensor) -> None:
-        ssm = state.ssm.float()
-        if narrow(self.ssm_dtype) == 2:
-            scale = ssm.abs().amax((2, 3)).clamp_min(1e-20) / FP8_MAX
-            into.scale[slots] = scale
-            # fp8 has no index_put; its bytes do.
-            into.ssm.view(torch.uint8)[slots] = (ssm / scale[:, :, None, None]).to(self.ssm_dtype).view(torch.uint8)
-        else:
-            into.ssm[slots] = ssm.to(self.ssm_dtype)
-        width = into.conv.shape[1]
-        past = torch.arange(1 - width, 0, device=slots.device)
-        into.conv[slots[:, None], (lens[:, None] + past) % width] = state.conv.to(into.conv.dtype)
+        where = [np.asarray(own)[t // PAGE] for own, t in zip(pages, at, strict=True)]
+        page, place = self.send(np.concatenate(where)), self.send(np.concatenate(at) % PAGE)
+        for layer, state in enumerate(kept):
+            self.k[layer][page, :, place] = state.k.to(self.k.dtype)
+            self.v[layer][page, :, place] = state.v.to(self.v.dtype)
 
     def enter(self, entries: Sequence[Entry], starts: Sequence[RowStart]) -> Tensor:
         """Write new rows' parameters and pages and copy their prompts' states; returns their slots, int32."""
@@ -120,6 +103,6 @@ class State:
         if copies and self.mixers:
             index = self.send(np.array(copies).T)
             for mixer in self.mixers:
-                for part in (mixer.ssm.view(torch.uint8), mixer.scale, mixer.conv):
+                for part in map(_lines, (mixer.ssm, mixer.scale, mixer.conv)):
                     part[index[1]] = part[index[0]]
         return slots.to(torch.int32)

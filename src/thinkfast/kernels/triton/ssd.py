@@ -1,15 +1,19 @@
 """Mamba prefill between its two projections, in two kernels, on flat ragged tokens: no padding, no chunk in memory.
 
 The first convolves and activates; the second walks each sequence and head in chunks with the state in registers:
-quadratic inside a chunk, the state between chunks, and skip, gate and norm on the way out.
+quadratic inside a chunk, the state between chunks, and skip, gate and norm on the way out. Both write what a step goes
+on from where it will look for it.
 
-Legend: T tokens, n sequences, H heads, K key-value heads, P head dim, N state, Q chunk, C conv channels, W width.
+Legend: T tokens, n sequences, H heads, K key-value heads, P head dim, N state, Q chunk, C conv channels, W width,
+S slots.
 
-Usage: ``y, state = ssd_prefill(projected, layer, ragged.starts, ragged.lens, ragged.positions, (K, P, N))``.
+Usage: ``y = ssd_prefill(projected, layer, Prompts.of(starts, lens, positions, sequence, slots, 4), state)``.
 Source: state-space duality, arXiv 2405.21060, section 6; the form is models/mixers.py's.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +22,32 @@ import triton.language as tl
 from torch import Tensor
 
 from thinkfast.kernels.triton.launch import multiprocessors
-from thinkfast.kernels.triton.mixer import MixerLayer
+from thinkfast.kernels.triton.mixer import FP8_MAX, MixerLayer, MixerState, narrow
 
 # Programs for each multiprocessor from which on it has enough to do while one waits.
 _MANY = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """n sequences end to end: starts and lens [n], positions [T]; slots [n], where what they leave behind goes; places
+    [T], the line of the rings of raw inputs [S W, C] that keeps a token's, -1 for none. All int64.
+    """
+
+    starts: Tensor
+    lens: Tensor
+    positions: Tensor
+    slots: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(
+        cls, starts: Tensor, lens: Tensor, positions: Tensor, sequence: Tensor, slots: Tensor, width: int
+    ) -> Prompts:
+        """With the ``sequence`` [T] of each token, and a convolution of ``width`` tokens."""
+        kept = positions > (lens - width)[sequence]
+        places = slots[sequence] * width + positions % width
+        return cls(starts, lens, positions, slots, torch.where(kept, places, -1))
 
 
 def _cut(programs: int, head: int, device: torch.device) -> tuple[int, int, int]:
@@ -36,21 +62,32 @@ def _cut(programs: int, head: int, device: torch.device) -> tuple[int, int, int]
 
 
 @triton.jit
-def _convolve(RAW, OUT, TAPS, CBIAS, POSITIONS, width, offset, C, W: tl.constexpr, BC: tl.constexpr):
+def _convolve(
+    RAW, OUT, TAPS, CBIAS, POSITIONS, PLACES, RING, width, offset, C, total, W: tl.constexpr, BC: tl.constexpr
+):
     t = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     position = tl.load(POSITIONS + t)
+    place = tl.load(PLACES + t)
+    following = tl.load(POSITIONS + t + 1, mask=t + 1 < total, other=0)
+    now = tl.load(RAW + t * width + offset + c, mask=c < C, other=0.0)
     x = tl.load(CBIAS + c, mask=c < C, other=0.0)
-    for i in tl.static_range(W):
+    x += now.to(tl.float32) * tl.load(TAPS + (W - 1) * C + c, mask=c < C, other=0.0)
+    for i in tl.static_range(1, W):
         u = tl.load(RAW + (t - i) * width + offset + c, mask=(c < C) & (i <= position), other=0.0)
         x += u.to(tl.float32) * tl.load(TAPS + (W - 1 - i) * C + c, mask=c < C, other=0.0)
     tl.store(OUT + t * C + c, (x * tl.sigmoid(x)).to(OUT.dtype.element_ty), mask=c < C)
+    tl.store(RING + place * C + c, now, mask=(c < C) & (place >= 0))
+    # A prompt that is shorter than the window: zeros stand before its first token.
+    for i in tl.static_range(2, W):
+        before = (following == 0) & (position + i < W)
+        tl.store(RING + (place + i) * C + c, tl.zeros_like(now), mask=(c < C) & before)
 
 
 @triton.jit
 def _walk(
-    RAW, ACT, STARTS, LENS, RATE, DTB, SKIP, NORM, OUT, STATE, width, eps,
-    H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr,
+    RAW, ACT, STARTS, LENS, RATE, DTB, SKIP, NORM, OUT, SSM, SCALE, SLOTS, width, eps,
+    H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, TOP: tl.constexpr,
 ):  # fmt: skip
     C: tl.constexpr = K * P + K * N + H * N
     i = tl.program_id(0)
@@ -91,55 +128,62 @@ def _walk(
         y = y * z * tl.sigmoid(z)
         y = y * tl.rsqrt(tl.sum(y * y, 1) / P + eps)[:, None] * norm[None, :]
         tl.store(OUT + row[:, None] * (H * P) + h * P + p[None, :], y.to(OUT.dtype.element_ty), mask=inside)
-    tl.store(STATE + ((i.to(tl.int64) * H + h) * P + p[:, None]) * N + n[None, :], state)
+    place = tl.load(SLOTS + i) * H + h
+    if TOP > 0:
+        top = tl.maximum(tl.max(tl.max(tl.abs(state), 1), 0), 1e-20)
+        tl.store(SCALE + place, top / TOP)
+        state = tl.minimum(tl.maximum(state * (TOP / top), -TOP), TOP)
+    tl.store(SSM + (place * P + p[:, None]) * N + n[None, :], state.to(SSM.dtype.element_ty))
 
 
-def ssd_prefill(
-    projected: Tensor, layer: MixerLayer, starts: Tensor, lens: Tensor, positions: Tensor, shape: tuple[int, int, int]
-) -> tuple[Tensor, Tensor]:
-    """projected [T, H P + C + H] of n sequences to the output projection's input [T, H P] and states [n, H, P, N] fp32.
-
-    starts, lens [n], positions [T]; ``shape`` (K, P, N).
+def ssd_prefill(projected: Tensor, layer: MixerLayer, prompts: Prompts, into: MixerState) -> Tensor:
+    """projected [T, H P + C + H] to the output projection's input [T, H P]; ``into`` has, in the prompts' slots, the
+    last W - 1 raw inputs, zeros where there are fewer, and the states, rounded to the nearest.
     """
-    kv, p, n = shape
-    heads = layer.rates.shape[0]
+    _, heads, p, n = into.ssm.shape
     total, width = projected.shape
     taps, channels = layer.taps.shape
     act = torch.empty(total, channels, dtype=projected.dtype, device=projected.device)
     out = torch.empty(total, heads * p, dtype=projected.dtype, device=projected.device)
-    state = torch.empty(lens.shape[0], heads, p, n, dtype=torch.float32, device=projected.device)
-    block = 512
+    block, count = 512, prompts.lens.shape[0]
     _convolve[(total, triton.cdiv(channels, block))](
-        projected, act, layer.taps, layer.conv_bias, positions, width, heads * p, channels, taps, block, num_warps=1
-    )
-    chunk, warps, stages = _cut(lens.shape[0] * heads, p * n, projected.device)
-    _walk[(lens.shape[0], heads)](
-        projected, act, starts, lens, layer.rates, layer.dt_bias, layer.skip, layer.norm, out, state, width, layer.eps,
-        heads, kv, p, n, chunk, num_warps=warps, num_stages=stages,
+        projected, act, layer.taps, layer.conv_bias, prompts.positions, prompts.places, into.conv, width, heads * p,
+        channels, total, taps, block, num_warps=1,
     )  # fmt: skip
-    return out, state
+    chunk, warps, stages = _cut(count * heads, p * n, projected.device)
+    _walk[(count, heads)](
+        projected, act, prompts.starts, prompts.lens, layer.rates, layer.dt_bias, layer.skip, layer.norm, out, into.ssm,
+        into.scale, prompts.slots, width, layer.eps, heads, layer.kv_heads, p, n, chunk,
+        FP8_MAX if narrow(into.ssm.dtype) == 2 else 0.0, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return out
 
 
-def ssd_prefill_reference(
-    projected: Tensor, layer: MixerLayer, starts: Tensor, lens: Tensor, positions: Tensor, shape: tuple[int, int, int]
-) -> tuple[Tensor, Tensor]:
+def ssd_prefill_reference(projected: Tensor, layer: MixerLayer, prompts: Prompts, into: MixerState) -> Tensor:
     """``ssd_prefill`` in torch, token by token."""
-    kv, p, n = shape
-    heads = layer.rates.shape[0]
-    sizes, width = (kv * p, kv * n, heads * n), layer.taps.shape[0]
-    outs, states = [], []
-    for start, length in zip(starts.tolist(), lens.tolist(), strict=True):
-        z, raw, dt = projected[start : start + length].float().split_with_sizes((heads * p, sum(sizes), heads), 1)
-        window = F.pad(raw, (0, 0, width - 1, 0)).unfold(0, width, 1)
-        act = F.silu((window * layer.taps.t()).sum(-1) + layer.conv_bias).to(projected.dtype).float()
-        x, b, c = act.split_with_sizes(sizes, 1)
+    _, heads, p, n = into.ssm.shape
+    kv, width = layer.kv_heads, layer.taps.shape[0]
+    sizes = (kv * p, kv * n, heads * n)
+    outs = []
+    ends = (prompts.starts.tolist(), prompts.lens.tolist(), prompts.slots.tolist())
+    for start, length, slot in zip(*ends, strict=True):
+        z, raw, dt = projected[start : start + length].split_with_sizes((heads * p, sum(sizes), heads), 1)
+        padded = F.pad(raw, (0, 0, width - 1, 0))
+        for back in range(1, width):
+            into.conv[slot, (length - back) % width] = padded[-back]
+        act = F.silu((padded.float().unfold(0, width, 1) * layer.taps.t()).sum(-1) + layer.conv_bias)
+        x, b, c = act.to(projected.dtype).float().split_with_sizes(sizes, 1)
         x, b = (t.view(length, kv, -1).repeat_interleave(heads // kv, 1) for t in (x, b))
-        dt = F.softplus(dt + layer.dt_bias)
+        dt = F.softplus(dt.float() + layer.dt_bias)
         s = torch.zeros(heads, p, n, device=projected.device)
         for t in range(length):
             s = s * torch.exp(dt[t] * layer.rates)[:, None, None] + (dt[t, :, None] * x[t])[..., None] * b[t, :, None]
             y = (s * c[t].view(heads, 1, n)).sum(-1) + layer.skip[:, None] * x[t]
-            y = torch.rms_norm(y * F.silu(z[t]).view(heads, p), (p,), None, layer.eps).flatten() * layer.norm
+            y = torch.rms_norm(y * F.silu(z[t].float()).view(heads, p), (p,), None, layer.eps).flatten() * layer.norm
             outs.append(y.to(projected.dtype))
-        states.append(s)
-    return torch.stack(outs), torch.stack(states)
+        if narrow(into.ssm.dtype) == 2:
+            top = s.abs().amax((1, 2)).clamp_min(1e-20)
+            into.scale[slot] = top / FP8_MAX
+            s = (s * (FP8_MAX / top)[:, None, None]).clamp(-FP8_MAX, FP8_MAX)
+        into.ssm[slot] = s.to(into.ssm.dtype)
+    return torch.stack(outs)
