@@ -107,14 +107,15 @@ class LLM:
         started = time.monotonic()
         if seconds is not None and not seconds > 0:
             raise InputError(f"seconds is {seconds}, a budget must be positive", remedy="pass seconds=5, or None")
+        ready: Iterator[Request | None] = (None if r is None else self._check(r) for r in requests)
         if isinstance(requests, Sequence):
             checker = Scheduler(self._limits)
-            for request in requests:
+            for request in ready:
                 if request is not None:
-                    self._check(request)
                     checker.submit(request)
+            ready = iter(requests)
         deadline = math.inf if seconds is None else started + seconds
-        return self._stream(iter(requests), started, deadline, fair)
+        return self._stream(ready, started, deadline, fair)
 
     def _stream(
         self, requests: Iterator[Request | None], started: float, deadline: float, fair: bool
@@ -126,7 +127,7 @@ class LLM:
         codec = Codec(self.tokenizer.decode_batch, self.tokenizer.eos_ids, self._stop)
         self._session = Session(self._runner, codec, self._limits, self.stats, started, deadline, fair)
         try:
-            yield from self._session.run(None if request is None else self._check(request) for request in requests)
+            yield from self._session.run(requests)
         finally:
             self._session = None
 

@@ -63,7 +63,8 @@ def _row(ACTIVE, POSITION, KEY, DRAWN, b, D: tl.constexpr):
 
 
 @triton.jit
-def _softplus(x):
+def softplus(x) -> tl.tensor:
+    """log(1 + exp(x)), x itself where that is all there is to it."""
     return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(x)))
 
 
@@ -134,7 +135,7 @@ def prepare(
     now_x = tl.load(row + xs, mask=p < P, other=0.0)
     now_b = tl.load(row + bs, mask=n < N, other=0.0)
     now_c = tl.load(row + cs, mask=every, other=0.0)
-    dt = _softplus(tl.load(row + C + h, mask=mine, other=0.0).to(tl.float32) + bias)
+    dt = softplus(tl.load(row + C + h, mask=mine, other=0.0).to(tl.float32) + bias)
     x = _conv(now_x, tap_x, x).to(HELD.dtype.element_ty)
     bb = _conv(now_b, tap_b, bb).to(HELD.dtype.element_ty)
     cc = _conv(now_c, tap_c, cc).to(READ.dtype.element_ty)
@@ -303,7 +304,7 @@ def whole(
     now_b = tl.load(row + bs, mask=n < N, other=0.0)
     now_c = tl.load(row + cs, mask=n < N, other=0.0)
     z = tl.load(PROJECTED + b * width + h * P + p)
-    dt = _softplus(tl.load(row + C + h).to(tl.float32) + bias)
+    dt = softplus(tl.load(row + C + h).to(tl.float32) + bias)
     x = _conv(now_x, tap_x, x).to(HELD.dtype.element_ty)
     bb = _conv(now_b, tap_b, bb).to(HELD.dtype.element_ty)
     cc = _conv(now_c, tap_c, cc).to(OUT.dtype.element_ty).to(tl.float32)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from thinkfast.kernels.triton.launch import multiprocessors
 from thinkfast.kernels.triton.mixer import FP8_MAX, MixerLayer, MixerState, narrow
+from thinkfast.kernels.triton.mixer_kernels import softplus
 
 # Programs for each multiprocessor from which on it has enough to do while one waits.
 _MANY = 8
@@ -111,8 +112,7 @@ def _walk(
         b = tl.load(act + K * P + kv * N + n[None, :], mask=inside, other=0.0)
         c = tl.load(act + K * P + K * N + h * N + n[None, :], mask=inside, other=0.0)
         dt = tl.load(RAW + row * width + H * P + C + h, mask=begin + q < length, other=0.0).to(tl.float32) + bias
-        dt = tl.where(dt > 20.0, dt, tl.log(1.0 + tl.exp(dt)))
-        dt = tl.where(begin + q < length, dt, 0.0)
+        dt = tl.where(begin + q < length, softplus(dt), 0.0)
         log = dt * rate
         total = tl.cumsum(log, 0)
         end = tl.sum(log, 0)
