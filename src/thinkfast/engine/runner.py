@@ -106,8 +106,8 @@ class Runner:
         ragged = Ragged(torch.tensor(lens, device=device))
         tokens = torch.tensor([t for p in prompts for t in p], device=device)
         hidden, states = self.model.prefill(tokens, ragged)
-        handles = self.cache.store(lens, states)
         logits = self.model.logits(hidden)
+        handles = self.cache.store(lens, states)
         for i, handle in enumerate(handles):
             self._ends[handle.id] = hidden[i].clone(), logits[i].clone()
         return handles

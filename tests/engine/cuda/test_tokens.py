@@ -15,12 +15,14 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from toy_models import random_model
 
+from thinkfast.engine.cache import Usage
 from thinkfast.engine.cuda.plan import make_cuda_plan
 from thinkfast.engine.cuda.runner import CudaRunner
 from thinkfast.engine.plan import make_plan
 from thinkfast.engine.request import SamplingParams
 from thinkfast.engine.rows import RowStart
 from thinkfast.engine.runner import Runner, Start
+from thinkfast.engine.runners import AnyRunner
 from thinkfast.models.fp8 import in_fp8
 from thinkfast.models.spec import ModelSpec
 
@@ -50,3 +52,26 @@ def test_a_few_tokens_equal_the_plain_runners(fp8: bool) -> None:
         runner.close(prompt)
     assert said[0] == said[1]
     assert all(len(tokens) == 4 for tokens in said[0])
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_prefill_that_is_broken_off_leaves_nothing_behind(captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when memory runs out, or a user has waited enough: as many prompts as before have room."""
+    model, prompts = random_model(SPEC).to(DEVICE if captured else "cpu"), [[5, 9, 11], [7]]
+    runner: AnyRunner = (
+        CudaRunner(model, make_cuda_plan(SPEC, 2, 128, F32, F32, None), NONE, capture=False)
+        if captured
+        else Runner(model, make_plan(SPEC, 2, 128, 4, None), NONE)
+    )
+
+    def broken_off(hidden: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "logits", broken_off)
+        for _ in range(5):
+            with pytest.raises(KeyboardInterrupt):
+                runner.prefill(prompts)
+    assert runner.usage == Usage(0, 0, 0, 0)
+    for handle in runner.prefill(prompts):
+        runner.close(handle)
