@@ -95,8 +95,8 @@ class Book:
 
     def prompt(self, length: int) -> Prompt:
         """Room for a prompt of ``length`` tokens."""
-        handle = PromptHandle(next(self._ids), length)
-        found = self._prompts[handle.id] = Prompt(handle, self._free_slots.pop(), self._take(length))
+        handle, pages = PromptHandle(next(self._ids), length), self._take(length)
+        found = self._prompts[handle.id] = Prompt(handle, self._free_slots.pop(), pages)
         return found
 
     def fork(self, handle: PromptHandle, limits: Sequence[int], last: bool) -> list[Entry]:

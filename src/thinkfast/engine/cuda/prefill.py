@@ -101,8 +101,7 @@ class Prefill:
             if following is None:
                 # Of the last layer only a prompt's last token is asked for.
                 given, residual = given[ragged.last], residual[ragged.last]
-            rounds = fp8 and isinstance(block.mixer, Mamba)
-            mixed = _Rows.of(given, rounds).times(block.mixer.out, dtype)
+            mixed = _Rows.of(given, self._rounds(block)).times(block.mixer.out, dtype)
             inner = _gate_up(added(mixed, block.post_norm.weight, fp8), block.mlp.gate_up, dtype)
             normed = added(inner.times(block.mlp.down, dtype), norm, self._rounds(following))
         return normed.x, kept

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from thinkfast.engine.cache import PAGE, PromptHandle, Usage
-from thinkfast.engine.cuda.book import Book, Entry
+from thinkfast.engine.cuda.book import Book, Entry, Prompt
 from thinkfast.engine.cuda.flights import Flights
 from thinkfast.engine.cuda.graphs import Graphs
 from thinkfast.engine.cuda.prefill import Prefill
@@ -73,8 +73,9 @@ class CudaRunner:
         send = self.state.send
         ragged = Ragged(send(np.array(lens)), lens)
         tokens = send(np.concatenate([np.asarray(p, dtype=np.int64) for p in prompts]))
-        stored = [self.book.prompt(length) for length in lens]
+        stored: list[Prompt] = []
         try:
+            stored += (self.book.prompt(length) for length in lens)
             hidden, kept = self._prefill(tokens, ragged, send(np.array([p.slot for p in stored])))
             self.state.keep([p.pages for p in stored], lens, kept)
             logits = self.model.logits(hidden)
