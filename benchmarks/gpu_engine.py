@@ -18,6 +18,7 @@ import random
 import re
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,18 @@ def cell(loaded: Loaded, b: int, p: int, o: int, state: str, samples: int, batch
     return found
 
 
+def merged(files: Sequence[Path]) -> dict[str, Any]:
+    """The cells of several calls as one result; they have to be of one machine, commit and set of versions."""
+    results: list[dict[str, Any]] = [json.loads(file.read_text()) for file in files]
+    first = results[0]
+    for file, other in zip(files[1:], results[1:], strict=True):
+        for key in ("machine", "versions", "commit", "seed"):
+            if other[key] != first[key]:
+                raise SystemExit(f"{file} has another {key} than {files[0]}: {other[key]} and {first[key]}")
+        first["ours"] += other["ours"]
+    return first
+
+
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--out", type=Path, required=True)
@@ -109,10 +122,16 @@ def main() -> None:
     ap.add_argument("--samples", type=int, default=1)
     ap.add_argument("--rows", type=int, default=0, help="rows at a time; 0 for all of a cell's")
     ap.add_argument("--fp8", action="store_true", help="the blocks' weights in eight bits")
-    ap.add_argument("--vllm", type=Path)
+    ap.add_argument(
+        "--ours", type=Path, nargs="+", default=[], help="merge what other calls on one machine have written"
+    )
+    ap.add_argument("--vllm", type=Path, nargs="+", default=[])
     ap.add_argument("--prototype", type=Path, help="what ../shared/tools/decode_step_prototype.py printed beside it")
     a = ap.parse_args()
-    found = json.loads(a.out.read_text()) if a.out.exists() else {**provenance(0), "ours": [], "vllm": []}
+    if a.ours:
+        found = merged(a.ours)
+    else:
+        found = json.loads(a.out.read_text()) if a.out.exists() else {**provenance(0), "ours": [], "vllm": []}
     for name in a.models:
         loaded = load_model(PREFIX + name, torch.bfloat16, "cuda")
         for text in a.cells:
@@ -137,9 +156,8 @@ def main() -> None:
         del loaded
         gc.collect()
         torch.cuda.empty_cache()
-    if a.vllm is not None:
-        lines = [line for line in a.vllm.read_text().splitlines() if line.startswith("{")]
-        found["vllm"] += [json.loads(line) for line in lines]
+    for file in a.vllm:
+        found["vllm"] += [json.loads(line) for line in file.read_text().splitlines() if line.startswith("{")]
     if a.prototype is not None:
         found["prototype"] = [m.groupdict() for m in PROTOTYPE.finditer(a.prototype.read_text())]
     a.out.write_text(json.dumps(found, indent=1) + "\n")

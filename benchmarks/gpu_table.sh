@@ -1,11 +1,11 @@
 #!/bin/bash
 # Every cell of docs/engine-gpu.md's table on one machine, in parts that end within ten minutes each:
 #
-#   benchmarks/gpu_table.sh ours /tmp/t             # our engine, up to 2,048 new tokens (202 s on an H100)
-#   benchmarks/gpu_table.sh long /tmp/t             # our engine, 4,096 new tokens (158 s)
-#   benchmarks/gpu_table.sh vllm /tmp/t llama-1b    # vLLM's teacher (238 s); pure-1b and hybrid-1b
+#   benchmarks/gpu_table.sh ours /tmp/t             # our engine, up to 2,048 new tokens (190 to 202 s on an H100)
+#   benchmarks/gpu_table.sh long /tmp/t             # our engine, 4,096 new tokens (155 s)
+#   benchmarks/gpu_table.sh vllm /tmp/t llama-1b    # vLLM's teacher (160 to 240 s); pure-1b and hybrid-1b
 #   benchmarks/gpu_table.sh prototype /tmp/t        # the 100-line prototype's steps
-#   benchmarks/gpu_table.sh merge /tmp/t results/gpu-engine.json   # needs no GPU
+#   benchmarks/gpu_table.sh merge /tmp/t results/gpu-engine.json   # needs no GPU; parts may lie in folders of their own
 #
 # TOOLS: the folder of vllm_bench.py and decode_step_prototype.py; VLLM: where vLLM is installed (pack_vllm.py).
 set -euo pipefail
@@ -34,8 +34,10 @@ vllm)
 prototype)
   cd "$tools" && python3 decode_step_prototype.py | tee "$out/prototype.txt" ;;
 merge)
-  cp "$out/ours.json" "${3:?where to write}"
-  engine --out "$3" --vllm "$out/vllm.jsonl" --prototype "$out/prototype.txt" ;;
+  mapfile -t ours < <(find "$out" -name ours.json | sort)
+  mapfile -t vllm < <(find "$out" -name vllm.jsonl | sort)
+  engine --out "${3:?where to write}" --ours "${ours[@]}" --vllm "${vllm[@]}" \
+    --prototype "$(find "$out" -name prototype.txt | sort | tail -n 1)" ;;
 *)
   echo "unknown part $part: ours, long, vllm, prototype or merge" >&2
   exit 2 ;;

@@ -192,9 +192,14 @@ def mix_reference(
     s = s * torch.exp(dt * layer.rates)[..., None, None] + (dt[..., None] * x)[..., None] * b[:, :, None]
     y = (s * c.view(-1, heads, 1, n)).sum(-1) + layer.skip[:, None] * x
     y = torch.rms_norm(y * F.silu(z.float()).view_as(y), (p,), None, layer.eps).flatten(1) * layer.norm
-    if narrow(state.ssm.dtype) == 2:
-        top = s.abs().amax((2, 3)).clamp_min(1e-20)
-        state.scale[slots] = top / FP8_MAX
-        s = (s * (FP8_MAX / top)[..., None, None]).clamp(-FP8_MAX, FP8_MAX)
-    state.ssm[slots] = s.to(state.ssm.dtype)
+    store_nearest(state, slots, s)
     out.copy_(y)
+
+
+def store_nearest(state: MixerState, slots: Tensor | int, ssm: Tensor) -> None:
+    """Write states ssm [..., H, P, N] to ``slots``, rounded to the nearest: in torch, for the references."""
+    if narrow(state.ssm.dtype) == 2:
+        top = ssm.abs().amax((-2, -1)).clamp_min(1e-20)
+        state.scale[slots] = top / FP8_MAX
+        ssm = (ssm * (FP8_MAX / top)[..., None, None]).clamp(-FP8_MAX, FP8_MAX)
+    state.ssm[slots] = ssm.to(state.ssm.dtype)

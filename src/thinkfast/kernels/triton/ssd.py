@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from thinkfast.kernels.triton.launch import multiprocessors
-from thinkfast.kernels.triton.mixer import FP8_MAX, MixerLayer, MixerState, narrow
+from thinkfast.kernels.triton.mixer import FP8_MAX, MixerLayer, MixerState, narrow, store_nearest
 from thinkfast.kernels.triton.mixer_kernels import softplus
 
 # Programs for each multiprocessor from which on it has enough to do while one waits.
@@ -181,9 +181,5 @@ def ssd_prefill_reference(projected: Tensor, layer: MixerLayer, prompts: Prompts
             y = (s * c[t].view(heads, 1, n)).sum(-1) + layer.skip[:, None] * x[t]
             y = torch.rms_norm(y * F.silu(z[t].float()).view(heads, p), (p,), None, layer.eps).flatten() * layer.norm
             outs.append(y.to(projected.dtype))
-        if narrow(into.ssm.dtype) == 2:
-            top = s.abs().amax((1, 2)).clamp_min(1e-20)
-            into.scale[slot] = top / FP8_MAX
-            s = (s * (FP8_MAX / top)[:, None, None]).clamp(-FP8_MAX, FP8_MAX)
-        into.ssm[slot] = s.to(into.ssm.dtype)
+        store_nearest(into, slot, s)
     return torch.stack(outs)
