@@ -106,7 +106,7 @@ def merged(files: Sequence[Path]) -> dict[str, Any]:
     results: list[dict[str, Any]] = [json.loads(file.read_text()) for file in files]
     first = results[0]
     for file, other in zip(files[1:], results[1:], strict=True):
-        for key in ("machine", "versions", "commit", "seed"):
+        for key in ("machine", "versions", "commit", "source", "seed"):
             if other[key] != first[key]:
                 raise SystemExit(f"{file} has another {key} than {files[0]}: {other[key]} and {first[key]}")
         first["ours"] += other["ours"]

@@ -57,3 +57,29 @@ def test_commit_is_that_of_our_checkout_only(tmp_path: Path) -> None:
     elsewhere = tmp_path / ".venv" / "thinkfast"
     elsewhere.mkdir(parents=True)
     assert provenance.commit(elsewhere) is None  # installed inside somebody else's repository
+
+
+def test_source_names_the_tree_of_the_commit_that_has_this_code(tmp_path: Path) -> None:
+    package = tmp_path / "src" / "thinkfast"
+    (package / "kernels").mkdir(parents=True)
+    (package / "kernels" / "a.py").write_text("a")
+    (tmp_path / ".gitignore").write_text("*.pyc\n")
+    assert provenance.source(package) is None  # no repository
+    git(tmp_path, "init", "-q")
+    early = provenance.source(package)  # before anything is committed
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "x")
+    tree = git(tmp_path, "rev-parse", "HEAD:src/thinkfast")
+    assert provenance.source(package) == tree == early
+    (package / "left.pyc").write_text("no source")
+    (tmp_path / "README").write_text("no source either")
+    assert provenance.source(package) == tree
+    (package / "kernels" / "b.py").write_text("b")  # untracked: it runs nevertheless
+    stored = git(tmp_path, "count-objects")
+    changed = provenance.source(package)
+    assert changed != tree
+    assert git(tmp_path, "count-objects") == stored
+    assert git(tmp_path, "status", "--porcelain").split() == ["??", "README", "??", "src/thinkfast/kernels/b.py"]
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "y")
+    assert git(tmp_path, "rev-parse", "HEAD:src/thinkfast") == changed

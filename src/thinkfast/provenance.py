@@ -11,6 +11,8 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -43,25 +45,49 @@ def versions() -> dict[str, str | None]:
 
 def commit(package_dir: Path | None = None) -> str | None:
     """Commit of the checkout this package runs from, with "-dirty" for changed tracked files; None outside one."""
-    package = (package_dir or Path(__file__).parent).resolve()
-    top = _git(package, "rev-parse", "--show-toplevel")
-    # An environment inside somebody else's repository is no checkout of ours.
-    if not top or Path(top).resolve() / "src" / "thinkfast" != package:
-        return None
-    head = _git(package, "rev-parse", "HEAD")
-    if not head:
+    package = _checkout(package_dir)
+    head = package and _git(package, "rev-parse", "HEAD")
+    if package is None or not head:
         return None
     return f"{head}-dirty" if _git(package, "status", "--porcelain", "--untracked-files=no") else head
 
 
+def source(package_dir: Path | None = None) -> str | None:
+    """Git's name for the code that runs, as its files lie there: ``git rev-parse COMMIT:src/thinkfast`` of the commit
+    that has it, which says what "-dirty" leaves open. None outside a checkout.
+    """
+    package = _checkout(package_dir)
+    stored = package and _git(package, "rev-parse", "--path-format=absolute", "--git-path", "objects")
+    if package is None or not stored:
+        return None
+    # An index and objects of its own: the repository is only read.
+    with tempfile.TemporaryDirectory() as own:
+        scratch = {
+            "GIT_INDEX_FILE": f"{own}/index",
+            "GIT_OBJECT_DIRECTORY": own,
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": stored,
+        }
+        if _git(package, "add", "--all", ".", more=scratch) is None:
+            return None
+        return _git(package, "write-tree", "--prefix=src/thinkfast/", more=scratch)
+
+
 def provenance(seed: int | None = None) -> dict[str, object]:
-    """All of the above as one JSON-ready dict: machine, versions, commit, seed."""
-    return {"machine": machine(), "versions": versions(), "commit": commit(), "seed": seed}
+    """All of the above as one JSON-ready dict: machine, versions, commit, source, seed."""
+    return {"machine": machine(), "versions": versions(), "commit": commit(), "source": source(), "seed": seed}
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def _checkout(package_dir: Path | None) -> Path | None:
+    """The package's folder, if it is that of a checkout of ours."""
+    package = (package_dir or Path(__file__).parent).resolve()
+    top = _git(package, "rev-parse", "--show-toplevel")
+    # An environment inside somebody else's repository is none.
+    return package if top and Path(top).resolve() / "src" / "thinkfast" == package else None
+
+
+def _git(folder: Path, *arguments: str, more: Mapping[str, str] | None = None) -> str | None:
     # A hook or a worktree tool may have set GIT_DIR for another repository.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")} | dict(more or {})
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],
