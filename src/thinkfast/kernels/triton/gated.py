@@ -21,6 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from thinkfast.kernels.triton.launch import multiprocessors, options, overlap, trigger, wait
 from thinkfast.kernels.triton.product import Cut, can_cut
+from thinkfast.kernels.triton.silu import silu
 
 # Four stages take 224 of the 227 KiB that a block may have; three are 2 % of a whole step slower (H100, docs/lab.md).
 TILE = Cut(128, 128, 64, 1, 8, 4)
@@ -63,7 +64,7 @@ def _gated(
             w = tl.reshape(W.load([0, n * BN, k]), (2 * BN, BK))
             acc = tl.dot(X.load([m * BM, k]), w.T, acc, input_precision="ieee")
         gate, up = tl.split(tl.permute(tl.reshape(acc, (BM, 2, BN)), (0, 2, 1)))
-        OUT.store([m * BM, n * BN], (gate * tl.sigmoid(gate) * up).to(OUT.dtype))
+        OUT.store([m * BM, n * BN], (silu(gate, PDL) * up).to(OUT.dtype))
 
 
 def gated(x: Tensor, weight: Tensor, out: Tensor, tile: Cut = TILE) -> None:

@@ -24,6 +24,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from thinkfast.kernels.available import interpreting
 from thinkfast.kernels.triton.launch import options, overlap, shared_memory, trigger, wait
+from thinkfast.kernels.triton.silu import silu
 
 # Bytes of each line of a weight that are asked for before the kernel's turn: 256 to 1,024 are the same within 1 %, all
 # of a line makes later requests queue behind (H100, 20 % slower).
@@ -145,7 +146,7 @@ def _product(
             scale = tl.load(XS + i, mask=i < B, other=0.0)[:, None]
             acc *= scale * tl.load(WS + j, mask=j < N, other=0.0)[None, :]
             up *= scale * tl.load(WS + N + j, mask=j < N, other=0.0)[None, :]
-        acc = acc * tl.sigmoid(acc) * up
+        acc = silu(acc, PDL) * up
     else:
         for k in tl.range(start, end, BK, num_stages=STAGES):
             acc = tl.dot(X.load([m * BM, k]), W.load([n * BN, k]).T, acc, input_precision="ieee")

@@ -1,0 +1,35 @@
+"""SiLU by the two approximations that a GPU has in hardware.
+
+``tl.sigmoid`` guards both of its steps against ends of the range that cannot matter here: twelve instructions where
+four do, and a product of gate and up has 4 million of them a layer at 512 rows. Both are right to 2 units in the last
+place of fp32; what overflows becomes inf, whose reciprocal is the 0 that is wanted.
+
+Usage: ``y = silu(x, PDL)``: chips that overlap launches know these instructions, the interpreter does not.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def silu(x, FAST: tl.constexpr) -> tl.tensor:
+    """x / (1 + exp(-x)) of x in fp32."""
+    if FAST:
+        return x * tl.inline_asm_elementwise(
+            """{
+            .reg .f32 t;
+            mul.f32 t, $1, 0fBFB8AA3B;
+            ex2.approx.ftz.f32 t, t;
+            add.f32 t, t, 0f3F800000;
+            rcp.approx.ftz.f32 $0, t;
+            }""",
+            "=r,r",
+            [x],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        return x * tl.sigmoid(x)
