@@ -19,6 +19,8 @@ from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import SamplingParams
 from thinkfast.errors import ModelError
 from thinkfast.kernels.triton.gated import fills
+from thinkfast.kernels.triton import sampler
+from thinkfast.kernels.triton.sampler import BLOCK
 from thinkfast.models.loading import Loaded
 from thinkfast.models.ragged import Ragged
 from thinkfast.models.spec import ModelSpec
@@ -34,17 +36,22 @@ def toy(spec: ModelSpec) -> Loaded:
     return Loaded("toy", Path(), spec, random_model(spec).to("cuda", torch.bfloat16), cast(Any, ToyTokenizer()), "")
 
 
-# Rows for every way in which products are cut (kernels/triton/product.py), for cuBLAS, and a block wide enough for
-# kernels/triton/gated.py.
+# Rows for every way in which products are cut (kernels/triton/product.py), for cuBLAS, a block wide enough for
+# kernels/triton/gated.py, and logits that come in three parts.
 @pytest.mark.parametrize(
-    ("fp8", "samples", "d_ff"),
-    [(True, 3, 96), (False, 3, 96), (False, 20, 96), (False, 50, 96), (False, 150, 96), (False, 128, WIDE)],
-)
+    ("fp8", "samples", "changes"),
+    [(True, 3, {}), (False, 3, {}), (False, 20, {}), (False, 50, {}), (False, 150, {}), (False, 128, {"d_ff": WIDE}),
+     (False, 128, {"vocab_size": 2 * BLOCK + 64}), (True, 128, {"vocab_size": 2 * BLOCK + 64})],
+)  # fmt: skip
 @pytest.mark.parametrize("kind", SPECS)
-def test_logprobs_are_those_of_one_pass(kind: str, fp8: bool, samples: int, d_ff: int) -> None:
+def test_logprobs_are_those_of_one_pass(
+    kind: str, fp8: bool, samples: int, changes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In bf16 with states in fp32: both paths round the same numbers, but not always to the same side."""
-    assert fills(2 * samples, d_ff, torch.device("cuda")) is (d_ff == WIDE)
-    loaded = toy(replace(SPECS[kind], d_ff=d_ff))
+    monkeypatch.setattr(sampler, "_ROOM", 1)
+    spec = replace(SPECS[kind], **cast(Any, changes))
+    assert fills(2 * samples, spec.d_ff, torch.device("cuda")) is (spec.d_ff == WIDE)
+    loaded = toy(spec)
     llm = LLM(loaded, 2 * samples, 200, torch.bfloat16, "cuda", torch.float32, fp8_weights=fp8)
     assert llm.step_path == "captured"
     params = SamplingParams(n=samples, temperature=1.0, max_tokens=60, ignore_eos=True)

@@ -5,6 +5,7 @@ elsewhere by Triton's interpreter. No graph is captured; that is test_runner.py'
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from thinkfast.engine.request import SamplingParams
 from thinkfast.engine.rows import RowStart
 from thinkfast.engine.runner import Runner, Start
 from thinkfast.engine.runners import AnyRunner
+from thinkfast.kernels.triton import sampler
+from thinkfast.kernels.triton.sampler import BLOCK
 from thinkfast.models.fp8 import in_fp8
 from thinkfast.models.spec import ModelSpec
 
@@ -35,12 +38,14 @@ NONE, F32 = frozenset({3}), torch.float32
 PARAMS = SamplingParams(temperature=0.8, ignore_eos=True)
 
 
-@pytest.mark.parametrize("fp8", [False, True])
-def test_a_few_tokens_equal_the_plain_runners(fp8: bool) -> None:
-    model = in_fp8(random_model(SPEC)) if fp8 else random_model(SPEC)
-    there = in_fp8(random_model(SPEC).to(DEVICE)) if fp8 else random_model(SPEC).to(DEVICE)
-    ours = CudaRunner(there, make_cuda_plan(SPEC, 4, 128, F32, F32, None), NONE, capture=False)
-    plain = Runner(model, make_plan(SPEC, 4, 128, 4, None), NONE)
+@pytest.mark.parametrize(("fp8", "vocabulary"), [(False, 64), (True, 64), (False, BLOCK + 64)])
+def test_a_few_tokens_equal_the_plain_runners(fp8: bool, vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "_ROOM", 1)  # logits in as many parts as there are blocks
+    spec = replace(SPEC, vocab_size=vocabulary)
+    model = in_fp8(random_model(spec)) if fp8 else random_model(spec)
+    there = in_fp8(random_model(spec).to(DEVICE)) if fp8 else random_model(spec).to(DEVICE)
+    ours = CudaRunner(there, make_cuda_plan(spec, 4, 128, F32, F32, None), NONE, capture=False)
+    plain = Runner(model, make_plan(spec, 4, 128, 4, None), NONE)
     said = []
     for runner in (ours, plain):
         (prompt,) = runner.prefill([[5, 9, 11]])

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
@@ -14,7 +16,19 @@ from thinkfast.engine.request import SamplingParams
 from thinkfast.engine.rng import sample_key
 from thinkfast.engine.sampler import RowParams, mix_of
 from thinkfast.engine.sampler import draw as draw_reference
-from thinkfast.kernels.triton.sampler import BLOCK, CERTAINTY, CODE, LOGPROB, NEWS, TOKEN, SampleRows, SampleWork, draw
+from thinkfast.kernels.triton.sampler import (
+    BLOCK,
+    CERTAINTY,
+    CODE,
+    LOGPROB,
+    NEWS,
+    TOKEN,
+    SampleRows,
+    SampleWork,
+    draw,
+    parts,
+    scan,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -54,7 +68,9 @@ def run(
     news = torch.full((NEWS, b), -7, dtype=torch.int32, device=device)
     work = SampleWork.make(b, v, device)
     work.sums.fill_(float("nan"))
-    draw(logits.to(device), rows, eos.to(device), stops.to(device), work, news, filters)
+    logits = logits.to(device)
+    scan(logits, rows, work)
+    draw(logits, rows, eos.to(device), stops.to(device), work, news, filters)
     return news.cpu(), rows
 
 
@@ -102,6 +118,28 @@ def test_a_row_that_is_not_finite_is_an_error_and_touches_no_other(
     assert 0 <= found[TOKEN].tolist()[1] < logits.shape[1]
     for i in (0, 2):
         assert found[:, i].tolist() == good[:, i].tolist()
+
+
+@given(st.integers(1, 4096), st.integers(1, 300_000), st.sampled_from([2, 4]))
+def test_parts_are_all_tokens_in_whole_blocks_and_no_more_than_there_is_room_for(b: int, v: int, size: int) -> None:
+    found = parts(b, v, size)
+    assert [first for first, _ in found] == [0, *(end for _, end in found[:-1])]
+    assert found[-1][1] == v
+    for first, end in found:
+        assert first % BLOCK == 0
+        assert first < end
+        assert b * size * (end - first) <= 1 << 26 or end - first <= BLOCK
+
+
+def test_logits_are_scanned_in_parts_as_at_once(device: torch.device) -> None:
+    v = 2 * BLOCK + 100
+    logits = torch.randn(3, v, generator=torch.Generator().manual_seed(1)).to(device)
+    _, rows = run(logits, params_of(MIX, 3), device, False)
+    once, again = SampleWork.make(3, v, device), SampleWork.make(3, v, device)
+    scan(logits, rows, once)
+    for first, end in [(BLOCK, 2 * BLOCK), (2 * BLOCK, v), (0, BLOCK)]:
+        scan(logits, rows, again, first, end)
+    assert torch.equal(once.sums, again.sums)
 
 
 @pytest.mark.gpu  # the interpreter takes minutes for enough rows; token for token it is held to the CPU's sampler

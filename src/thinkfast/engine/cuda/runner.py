@@ -27,7 +27,7 @@ from thinkfast.engine.plan import MemoryPlan
 from thinkfast.engine.rows import RowStart, Said
 from thinkfast.engine.runner import Start
 from thinkfast.kernels.triton.attention import TILE_ROWS
-from thinkfast.kernels.triton.sampler import draw
+from thinkfast.kernels.triton.sampler import draw, scan
 from thinkfast.models.decoder import Decoder
 from thinkfast.models.ragged import Ragged
 
@@ -111,11 +111,12 @@ class CudaRunner:
         self._flights.enter(slots)
         for entry, row in zip(entries, rows, strict=True):
             self._filtered[entry.slot] = row.params.truncated
-        at = self._decode
-        torch.stack(logits, out=at.logits[: len(rows)])
+        at, graphs = self._decode, self.graphs
+        given, where = at.logits[: len(rows)], at.sample_rows(active)
+        torch.stack(logits, out=given)
         filters = any(row.params.truncated for row in rows)
-        graphs = self.graphs
-        draw(at.logits[: len(rows)], at.sample_rows(active), graphs.eos, graphs.stops, at.work, at.news, filters)
+        scan(given, where, at.work)
+        draw(given, where, graphs.eos, graphs.stops, at.work, at.news, filters)
         self._flights.send(at.news, slots)
         self._changed()
         return _NO_CODES

@@ -25,7 +25,7 @@ from thinkfast.kernels.triton.mixer import MixerLayer, MixerRows, MixerWork, mix
 from thinkfast.kernels.triton.norm import add_norm, embed_norm
 from thinkfast.kernels.triton.product import MOST_ROWS, SHARES, Cut, Cuts, can_cut, cuts, product
 from thinkfast.kernels.triton.rounding import round_rows
-from thinkfast.kernels.triton.sampler import NEWS, SampleRows, SampleWork, draw
+from thinkfast.kernels.triton.sampler import NEWS, SampleRows, SampleWork, draw, parts, scan
 from thinkfast.kernels.triton.swiglu import swiglu
 from thinkfast.models.attention import Attention
 from thinkfast.models.decoder import Block, Decoder
@@ -203,11 +203,15 @@ class Step:
                 add_norm(residual, down, norms[number], normed, eps, scale)
         # The head stays as it is.
         add_norm(residual, down, self.model.norm.weight, exact, eps)
+        head, rows = self.model.head_weight, self.sample_rows(active)
         if cut.head is not None:
-            product(exact, self.model.head_weight, logits, cut.head)
+            product(exact, head, logits, cut.head)
+            scan(logits, rows, self.work)
         else:
-            torch.mm(exact, self.model.head_weight.t(), out=logits)
-        draw(logits, self.sample_rows(active), eos, stops, self.work, self.news, filters)
+            for start, end in parts(b, spec.vocab_size, logits.element_size()):
+                torch.mm(exact, head[start:end].t(), out=logits[:, start:end])
+                scan(logits, rows, self.work, start, end)
+        draw(logits, rows, eos, stops, self.work, self.news, filters)
 
     def _rounded(self, rows: int, width: int) -> Tensor:
         return self.rounded[: rows * width].view(rows, width)

@@ -1,15 +1,18 @@
 """Sampling and bookkeeping of a step: one pass over the logits, then one small program a row.
 
-``draw`` reads the logits once, in blocks, and keeps of each block its peak, its sums of exponentials at temperature
-and at 1, and the sum of the logits. The second kernel finds the block and in it the token at which the cumulative
-distribution passes the row's uniform number (the counter-based one of engine/rng.py, so that a token does not depend
-on the batch), notes its log-probability, decides whether the row goes on, and moves the row's state. Rows with top-k,
-top-p or min-p go through a third kernel that finds, by bisection over the bits of the logits, which tokens are kept
-and which of them, likeliest first, the uniform number hits.
+``scan`` reads the logits once, in blocks, and keeps of each block its peak, its sums of exponentials at temperature
+and at 1, and the sum of the logits. ``draw`` finds the block and in it the token at which the cumulative distribution
+passes the row's uniform number (the counter-based one of engine/rng.py, so that a token does not depend on the batch),
+notes its log-probability, decides whether the row goes on, and moves the row's state. Rows with top-k, top-p or min-p go
+through a third kernel that finds, by bisection over the bits of the logits, which tokens are kept and which of them,
+likeliest first, the uniform number hits.
+
+Of many rows the logits are more than the L2 holds. The head then makes them in ``parts``, each scanned before the next is
+made: 0.7 % of a step at 512 rows, where two or eight parts are the same; at 256 two would cost 1 % (H100, docs/lab.md).
 
 Legend: B rows, S slots, V vocabulary, J blocks a row.
 
-Usage: ``draw(logits, rows, stops, work, news, filters=False)``.
+Usage: ``scan(logits, rows, work); draw(logits, rows, eos, stops, work, news, filters=False)``.
 Source: splitmix64 (Steele, Lea, Flood 2014); nucleus sampling arXiv 1904.09751; min-p arXiv 2407.01082.
 """
 
@@ -25,6 +28,8 @@ from torch import Tensor
 from thinkfast.kernels.triton.launch import options, overlap, power_of_two, trigger, wait
 
 BLOCK = 4096
+# Bytes of logits that are made before they are scanned.
+_ROOM = 1 << 26
 # News of a row and step: its code, the token, the bits of its log-probability and of how certain the model was.
 CODE, TOKEN, LOGPROB, CERTAINTY = range(4)
 NEWS = 4
@@ -68,10 +73,10 @@ class SampleWork:
         return cls(sums, torch.empty(rows, dtype=torch.int32, device=device))
 
 
-@triton.jit
-def _scan(LOGITS, SUMS, ACTIVE, INVERSE, V, stride, J: tl.constexpr, BV: tl.constexpr, PDL: tl.constexpr):
+@triton.jit(do_not_specialize=["start"])
+def _scan(LOGITS, SUMS, ACTIVE, INVERSE, start, V, stride, J: tl.constexpr, BV: tl.constexpr, PDL: tl.constexpr):
     b = tl.program_id(0).to(tl.int64)
-    j = tl.program_id(1)
+    j = start + tl.program_id(1)
     i = j * BV + tl.arange(0, BV)
     inverse = tl.load(INVERSE + tl.load(ACTIVE + b)) * 1.4426950408889634
     wait(PDL)
@@ -282,10 +287,27 @@ def _filtered(
         tl.store(FOUND + b, token)
 
 
+def parts(rows: int, vocabulary: int, entry_bytes: int) -> list[tuple[int, int]]:
+    """First token and end of each part in which a head should make logits [rows, vocabulary] and have them scanned."""
+    some = max(1, _ROOM // (rows * entry_bytes * BLOCK)) * BLOCK
+    return [(first, min(first + some, vocabulary)) for first in range(0, vocabulary, some)]
+
+
+def scan(logits: Tensor, rows: SampleRows, work: SampleWork, first: int = 0, end: int | None = None) -> None:
+    """Sum up, in blocks, tokens ``first`` (a multiple of BLOCK) to ``end`` of logits [B, V]: what ``draw`` goes by."""
+    b, v = logits.shape
+    blocks = triton.cdiv((v if end is None else end) - first, BLOCK)
+    _scan[(b, blocks)](
+        logits, work.sums, rows.active, rows.inverse_temperature, first // BLOCK, v, work.sums.stride(0),
+        work.sums.shape[2], BLOCK, overlap(logits.device), **options(4, logits.device),
+    )  # fmt: skip
+
+
 def draw(
     logits: Tensor, rows: SampleRows, eos: Tensor, stops: Tensor, work: SampleWork, news: Tensor, filters: bool
 ) -> None:
-    """Draw one token a row from logits [B, V] and move the rows that are alive; ``news`` [NEWS, B or more] int32.
+    """Draw one token a row from logits [B, V], all of them scanned, and move the rows that are alive; ``news`` [NEWS, B
+    or more] int32.
 
     eos [V] uint8 marks end tokens, stops [tables, V] uint8 tokens that may complete a stop string. Without
     ``filters`` rows must not ask for top_k, top_p or min_p. News of rows that have ended before mean nothing.
@@ -294,9 +316,6 @@ def draw(
     dev, pdl = logits.device, overlap(logits.device)
     blocks = work.sums.shape[2]
     stride, pad = work.sums.stride(0), power_of_two(blocks)
-    _scan[(b, blocks)](
-        logits, work.sums, rows.active, rows.inverse_temperature, v, stride, blocks, BLOCK, pdl, **options(4, dev)
-    )
     limits = (rows.inverse_temperature, rows.top_k, rows.top_p, rows.min_p, rows.greedy)
     if filters:
         bits = 16 if logits.dtype == torch.bfloat16 else 32
