@@ -18,8 +18,8 @@ from toy_models import ToyTokenizer, random_model
 from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import SamplingParams
 from thinkfast.errors import ModelError
-from thinkfast.kernels.triton.gated import fills
 from thinkfast.kernels.triton import sampler
+from thinkfast.kernels.triton.gated import fills
 from thinkfast.kernels.triton.sampler import BLOCK
 from thinkfast.models.loading import Loaded
 from thinkfast.models.ragged import Ragged

@@ -16,7 +16,7 @@ from thinkfast.kernels.triton.silu import silu
 
 
 @triton.jit
-def _each(X, OUT, count, BLOCK: tl.constexpr, FAST: tl.constexpr):
+def _each(X, OUT, count, BLOCK: tl.constexpr, FAST: tl.constexpr):  # noqa: ANN001  # a kernel
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(OUT + i, silu(tl.load(X + i, mask=i < count, other=0.0), FAST), mask=i < count)
 

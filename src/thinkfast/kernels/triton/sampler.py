@@ -3,12 +3,13 @@
 ``scan`` reads the logits once, in blocks, and keeps of each block its peak, its sums of exponentials at temperature
 and at 1, and the sum of the logits. ``draw`` finds the block and in it the token at which the cumulative distribution
 passes the row's uniform number (the counter-based one of engine/rng.py, so that a token does not depend on the batch),
-notes its log-probability, decides whether the row goes on, and moves the row's state. Rows with top-k, top-p or min-p go
-through a third kernel that finds, by bisection over the bits of the logits, which tokens are kept and which of them,
+notes its log-probability, decides whether the row goes on, and moves the row's state. Rows with top-k, top-p or min-p
+go through a third kernel that finds, by bisection over the bits of the logits, which tokens are kept and which of them,
 likeliest first, the uniform number hits.
 
-Of many rows the logits are more than the L2 holds. The head then makes them in ``parts``, each scanned before the next is
-made: 0.7 % of a step at 512 rows, where two or eight parts are the same; at 256 two would cost 1 % (H100, docs/lab.md).
+Of many rows the logits are more than the L2 holds. The head then makes them in ``parts``, each scanned before the next
+is made: 0.7 % of a step at 512 rows, where two or eight parts are the same; at 256 two would cost 1 % (H100,
+docs/lab.md).
 
 Legend: B rows, S slots, V vocabulary, J blocks a row.
 

@@ -1,8 +1,9 @@
 """SiLU by the two approximations that a GPU has in hardware.
 
 ``tl.sigmoid`` guards both of its steps against ends of the range that cannot matter here: twelve instructions where
-four do, and a product of gate and up has 4 million of them a layer at 512 rows (1 to 2 % of a step, docs/lab.md). Both are
-right to 2 units in the last place of fp32; what overflows becomes inf, whose reciprocal is the 0 that is wanted.
+four do, and a product of gate and up has 4 million of them a layer at 512 rows (half a percent of a step, two at 256
+rows, docs/lab.md). Both are right to 2 units in the last place of fp32; what overflows becomes inf, whose reciprocal is
+the 0 that is wanted.
 
 Usage: ``y = silu(x, PDL)``: chips that overlap launches know these instructions, the interpreter does not.
 """
