@@ -65,21 +65,9 @@ def _cut(programs: int, head: int, device: torch.device) -> tuple[int, int, int]
 
 @triton.jit
 def _convolve(
-    RAW,
-    OUT,
-    TAPS,
-    CBIAS,
-    POSITIONS,
-    PLACES,
-    RING,
-    width,
-    offset,
-    C,
-    total,
-    W: tl.constexpr,
-    BC: tl.constexpr,
+    RAW, OUT, TAPS, CBIAS, POSITIONS, PLACES, RING, width, offset, C, total, W: tl.constexpr, BC: tl.constexpr,
     FAST: tl.constexpr,
-):
+):  # fmt: skip
     t = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     position = tl.load(POSITIONS + t)
