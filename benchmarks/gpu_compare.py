@@ -28,38 +28,36 @@ from statistics import median
 from typing import Any
 
 import torch
+from gpu_long import runner, timed
+from publish import publish
+
+from thinkfast.engine.cuda.runner import CudaRunner
+from thinkfast.models.loading import load_model
+from thinkfast.provenance import source
 
 HERE = Path(__file__).resolve().parent
 ANSWER, FAILED = "answer", "failed"
-REST_STEPS, HOT_STEPS, WARM_STEPS, LENGTH = 40, 80, 200, 1600
+FIRST_STEPS, REST_STEPS, WARM_STEPS, HOT_STEPS = 10, 40, 100, 80
 PAUSE = 0.1
 
 
 def work() -> None:
-    """Make a runner, time it, name the code: one line in, one line out."""
-    from gpu_long import runner
-
-    from thinkfast.models.loading import load_model
-    from thinkfast.provenance import source
-
-    run: Any = None
+    """Make a runner and time it: one line in, one line out."""
+    run: CudaRunner | None = None
     for line in sys.stdin:
         try:
-            match line.rstrip("\n").split(" ", 2):
+            match line.split():
                 case ["do", *rest]:
                     exec(" ".join(rest))
                     told: object = "done"
-                case ["source"]:
-                    told = source()
-                case ["make", model, rows]:
+                case ["make", model, rows, length]:
                     run = None
                     torch.cuda.empty_cache()
-                    run = runner(load_model(model, torch.bfloat16, "cuda"), int(rows), LENGTH, "bf16", 0)
-                    run.step()
-                    clock(run, 10)
+                    run = runner(load_model(model, torch.bfloat16, "cuda"), int(rows), int(length), "bf16", 0)
+                    timed(run, FIRST_STEPS)
                     told = "made"
-                case ["time", steps]:
-                    told = clock(run, int(steps))
+                case ["time", steps] if run is not None:
+                    told = timed(run, int(steps))
                 case _:
                     raise ValueError(line)
             print(ANSWER, told, flush=True)
@@ -67,22 +65,13 @@ def work() -> None:
             print(FAILED, repr(error).replace("\n", " ")[:300], flush=True)
 
 
-def clock(run: Any, steps: int) -> float:
-    """ms of one of ``steps`` replays of the captured step."""
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(steps):
-        run.graphs.run(*run._kind)
-    torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - began) / steps
-
-
 class Version:
     """The process of one version."""
 
     def __init__(self, label: str, folder: str, statements: str) -> None:
-        self.label = label
-        path = os.pathsep.join((str(Path(folder).resolve() / "src"), str(HERE)))
+        code = Path(folder).resolve() / "src"
+        self.label, self.source = label, source(code / "thinkfast")
+        path = os.pathsep.join((str(code), str(HERE)))
         command = [sys.executable, __file__, "--work"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
@@ -90,8 +79,6 @@ class Version:
         if statements:
             self.say("do " + statements.replace("\n", " "))
             self.hear()
-        self.say("source")
-        self.source = self.hear()
 
     def say(self, line: str) -> None:
         """Ask without waiting."""
@@ -117,9 +104,11 @@ class Version:
 
 def compared(versions: list[Version], model: str, rows: int, rounds: int) -> Iterator[dict[str, Any]]:
     """The figures of each version that can run ``rows`` rows of ``model``."""
+    # Chains that outlast all of it: a row that has ended would make later steps faster.
+    length = FIRST_STEPS + WARM_STEPS + rounds * (REST_STEPS + HOT_STEPS) + 16
     there = []
     for version in versions:
-        version.say(f"make {model} {rows}")
+        version.say(f"make {model} {rows} {length}")
     for version in versions:
         try:
             version.hear()
@@ -132,7 +121,8 @@ def compared(versions: list[Version], model: str, rows: int, rounds: int) -> Ite
         for version in there:
             time.sleep(PAUSE)
             rest[version.label].append(version.time(REST_STEPS))
-    for version in there[:1]:
+    # All of them, so that their contexts stay equally long.
+    for version in there:
         version.time(WARM_STEPS)
     for turn in range(rounds):
         for version in there if turn % 2 else there[::-1]:
@@ -141,7 +131,7 @@ def compared(versions: list[Version], model: str, rows: int, rounds: int) -> Ite
         label = version.label
         yield {
             "model": model, "rows": rows, "version": label, "source": version.source, "rest_ms": min(rest[label]),
-            "hot_ms": median(hot[label]), "hot": hot[label],
+            "hot_ms": median(hot[label]), "rest": rest[label], "hot": hot[label],
         }  # fmt: skip
 
 
@@ -172,8 +162,6 @@ def main() -> None:
             steps += found
             told = (f"{one['version']} {one['rest_ms']:.3f} {one['hot_ms']:.3f}" for one in found)
             print(f"{model} {rows}", *told, sep=" | ", flush=True)
-    from publish import publish
-
     publish({"steps": steps}, options.out, unprinted=("steps",))
 
 

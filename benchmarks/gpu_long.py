@@ -54,18 +54,21 @@ def runner(loaded: Loaded, rows: int, length: int, state: str, seed: int) -> Cud
     return found
 
 
+def timed(run: CudaRunner, steps: int) -> float:
+    """ms of one of ``steps`` steps."""
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(steps):
+        run.step()
+    torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - began) / steps
+
+
 def flat(loaded: Loaded, rows: int, new: int, window: int, seed: int) -> dict[str, Any]:
     """ms a step over windows of ``window`` steps."""
     run = runner(loaded, rows, new + 16, "bf16", seed)
     run.step()
-    times = []
-    for _ in range(new // window):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        for _ in range(window):
-            run.step()
-        torch.cuda.synchronize()
-        times.append(1e3 * (time.perf_counter() - began) / window)
+    times = [timed(run, window) for _ in range(new // window)]
     # The first window has the chip cold, and below its power limit.
     later = times[1:]
     print(f"{times[0]:.3f} ms first, then {later[0]:.3f} to {later[-1]:.3f}, {min(later):.3f} to {max(later):.3f}")

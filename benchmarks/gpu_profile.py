@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from gpu_engine import H100
-from gpu_long import runner
+from gpu_long import runner, timed
 from publish import publish
 
 from thinkfast.engine.cuda.runner import CudaRunner
@@ -92,16 +92,6 @@ def started(loaded: Loaded, rows: int, context: int, more: int) -> CudaRunner:
         run.step()
     torch.cuda.synchronize()
     return run
-
-
-def timed(run: CudaRunner, steps: int) -> float:
-    """ms a step."""
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(steps):
-        run.step()
-    torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - began) / steps
 
 
 def running(loaded: Loaded, rows: int, context: int, seconds: float) -> dict[str, float]:

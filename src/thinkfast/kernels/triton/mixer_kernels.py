@@ -40,9 +40,9 @@ def _past(CONV, TAPS, CBIAS, at, mask, position, C, W: tl.constexpr):
 
 
 @triton.jit
-def _conv(now, tap, past, FAST: tl.constexpr):
+def _conv(now, tap, past):
     """Convolved and activated channels: the newest of their input with its tap, and what ``_past`` has."""
-    return silu(past + now.to(tl.float32) * tap, FAST)
+    return silu(past + now.to(tl.float32) * tap)
 
 
 @triton.jit
@@ -136,9 +136,9 @@ def prepare(
     now_b = tl.load(row + bs, mask=n < N, other=0.0)
     now_c = tl.load(row + cs, mask=every, other=0.0)
     dt = softplus(tl.load(row + C + h, mask=mine, other=0.0).to(tl.float32) + bias)
-    x = _conv(now_x, tap_x, x, PDL).to(HELD.dtype.element_ty)
-    bb = _conv(now_b, tap_b, bb, PDL).to(HELD.dtype.element_ty)
-    cc = _conv(now_c, tap_c, cc, PDL).to(READ.dtype.element_ty)
+    x = _conv(now_x, tap_x, x).to(HELD.dtype.element_ty)
+    bb = _conv(now_b, tap_b, bb).to(HELD.dtype.element_ty)
+    cc = _conv(now_c, tap_c, cc).to(READ.dtype.element_ty)
     RING = CONV + (position % W) * C
     tl.store(RING + xs, now_x, mask=p < P)
     tl.store(RING + bs, now_b, mask=n < N)
@@ -232,7 +232,7 @@ def advance(
     position = tl.load(POSITION + slot)
     trigger(PDL)
     y = decay * tl.sum(s * cc.to(tl.float32), 1) + rest
-    y = y * silu(z.to(tl.float32), PDL)
+    y = y * silu(z.to(tl.float32))
     y = y * tl.rsqrt(_per_head(y * y, EACH, P, False) / P + eps) * norm
     tl.store(OUT + (b * H + first) * P + r, y.to(OUT.dtype.element_ty))
     phase, count = _phase(drawn, key, D)
@@ -304,9 +304,9 @@ def whole(
     now_c = tl.load(row + cs, mask=n < N, other=0.0)
     z = tl.load(PROJECTED + b * width + h * P + p)
     dt = softplus(tl.load(row + C + h).to(tl.float32) + bias)
-    x = _conv(now_x, tap_x, x, PDL).to(HELD.dtype.element_ty)
-    bb = _conv(now_b, tap_b, bb, PDL).to(HELD.dtype.element_ty)
-    cc = _conv(now_c, tap_c, cc, PDL).to(OUT.dtype.element_ty).to(tl.float32)
+    x = _conv(now_x, tap_x, x).to(HELD.dtype.element_ty)
+    bb = _conv(now_b, tap_b, bb).to(HELD.dtype.element_ty)
+    cc = _conv(now_c, tap_c, cc).to(OUT.dtype.element_ty).to(tl.float32)
     RING = CONV + (position % W) * C
     tl.store(RING + xs, now_x, mask=(p < P) & keeps)
     tl.store(RING + bs, now_b, mask=(n < N) & keeps)
@@ -321,7 +321,7 @@ def whole(
     y, gone, x3 = _one_more(y, gone, cc, rate, step3, b3, x3)
     s = s * tl.exp(gone)
     y += tl.sum(s * cc[None, :], 1)
-    y = y * silu(z.to(tl.float32), PDL)
+    y = y * silu(z.to(tl.float32))
     y = y * tl.rsqrt(tl.sum(y * y, 0) / P + eps) * norm
     tl.store(OUT + (b * H + h) * P + p, y.to(OUT.dtype.element_ty))
     if phase == D - 1:

@@ -146,7 +146,7 @@ def _product(
             scale = tl.load(XS + i, mask=i < B, other=0.0)[:, None]
             acc *= scale * tl.load(WS + j, mask=j < N, other=0.0)[None, :]
             up *= scale * tl.load(WS + N + j, mask=j < N, other=0.0)[None, :]
-        acc = silu(acc, PDL) * up
+        acc = silu(acc) * up
     else:
         for k in tl.range(start, end, BK, num_stages=STAGES):
             acc = tl.dot(X.load([m * BM, k]), W.load([n * BN, k]).T, acc, input_precision="ieee")

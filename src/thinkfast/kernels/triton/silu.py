@@ -5,7 +5,7 @@ four do, and a product of gate and up has 4 million of them a layer at 512 rows 
 rows, docs/lab.md). Both are right to 2 units in the last place of fp32; what overflows becomes inf, whose reciprocal is
 the 0 that is wanted.
 
-Usage: ``y = silu(x, PDL)``: chips that overlap launches know these instructions, the interpreter does not.
+Usage: ``y = silu(x)``. The interpreter, which knows no instructions, takes ``x * sigmoid(x)``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from thinkfast.kernels.available import interpreting
+
+_COMPILED = tl.constexpr(not interpreting())
+
 
 @triton.jit
-def silu(x, FAST: tl.constexpr) -> tl.tensor:
+def silu(x) -> tl.tensor:
     """x / (1 + exp(-x)) of x in fp32."""
-    if FAST:
+    if _COMPILED:
         return x * tl.inline_asm_elementwise(
             """{
             .reg .f32 t;

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thinkfast.kernels.triton.launch import multiprocessors, overlap
+from thinkfast.kernels.triton.launch import multiprocessors
 from thinkfast.kernels.triton.mixer import FP8_MAX, MixerLayer, MixerState, narrow, store_nearest
 from thinkfast.kernels.triton.mixer_kernels import softplus
 from thinkfast.kernels.triton.silu import silu
@@ -65,9 +65,8 @@ def _cut(programs: int, head: int, device: torch.device) -> tuple[int, int, int]
 
 @triton.jit
 def _convolve(
-    RAW, OUT, TAPS, CBIAS, POSITIONS, PLACES, RING, width, offset, C, total, W: tl.constexpr, BC: tl.constexpr,
-    FAST: tl.constexpr,
-):  # fmt: skip
+    RAW, OUT, TAPS, CBIAS, POSITIONS, PLACES, RING, width, offset, C, total, W: tl.constexpr, BC: tl.constexpr
+):
     t = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     position = tl.load(POSITIONS + t)
@@ -79,7 +78,7 @@ def _convolve(
     for i in tl.static_range(1, W):
         u = tl.load(RAW + (t - i) * width + offset + c, mask=(c < C) & (i <= position), other=0.0)
         x += u.to(tl.float32) * tl.load(TAPS + (W - 1 - i) * C + c, mask=c < C, other=0.0)
-    tl.store(OUT + t * C + c, silu(x, FAST).to(OUT.dtype.element_ty), mask=c < C)
+    tl.store(OUT + t * C + c, silu(x).to(OUT.dtype.element_ty), mask=c < C)
     tl.store(RING + place * C + c, now, mask=(c < C) & (place >= 0))
     # A prompt that is shorter than the window: zeros stand before its first token.
     for i in tl.static_range(2, W):
@@ -91,7 +90,6 @@ def _convolve(
 def _walk(
     RAW, ACT, STARTS, LENS, RATE, DTB, SKIP, NORM, OUT, SSM, SCALE, SLOTS, width, eps,
     H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, TOP: tl.constexpr,
-    FAST: tl.constexpr,
 ):  # fmt: skip
     C: tl.constexpr = K * P + K * N + H * N
     i = tl.program_id(0)
@@ -128,7 +126,7 @@ def _walk(
         state = state * tl.exp(end) + tl.dot(tl.trans(weighted), b, input_precision="ieee")
         y += skip * x.to(tl.float32)
         z = tl.load(RAW + row[:, None] * width + h * P + p[None, :], mask=inside, other=0.0).to(tl.float32)
-        y = y * silu(z, FAST)
+        y = y * silu(z)
         y = y * tl.rsqrt(tl.sum(y * y, 1) / P + eps)[:, None] * norm[None, :]
         tl.store(OUT + row[:, None] * (H * P) + h * P + p[None, :], y.to(OUT.dtype.element_ty), mask=inside)
     place = tl.load(SLOTS + i) * H + h
@@ -151,13 +149,13 @@ def ssd_prefill(projected: Tensor, layer: MixerLayer, prompts: Prompts, into: Mi
     block, count = 512, prompts.lens.shape[0]
     _convolve[(total, triton.cdiv(channels, block))](
         projected, act, layer.taps, layer.conv_bias, prompts.positions, prompts.places, into.conv, width, heads * p,
-        channels, total, taps, block, overlap(projected.device), num_warps=1,
+        channels, total, taps, block, num_warps=1,
     )  # fmt: skip
     chunk, warps, stages = _cut(count * heads, p * n, projected.device)
     _walk[(count, heads)](
         projected, act, prompts.starts, prompts.lens, layer.rates, layer.dt_bias, layer.skip, layer.norm, out, into.ssm,
         into.scale, prompts.slots, width, layer.eps, heads, layer.kv_heads, p, n, chunk,
-        FP8_MAX if narrow(into.ssm.dtype) == 2 else 0.0, overlap(projected.device), num_warps=warps, num_stages=stages,
+        FP8_MAX if narrow(into.ssm.dtype) == 2 else 0.0, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
 

@@ -25,7 +25,7 @@ def _swiglu(BOTH, OUT, SCALE, FF, BF: tl.constexpr, FP8: tl.constexpr, PDL: tl.c
     trigger(PDL)
     gate = tl.load(BOTH + b * 2 * FF + i, mask=i < FF, other=0.0).to(tl.float32)
     up = tl.load(BOTH + b * 2 * FF + FF + i, mask=i < FF, other=0.0).to(tl.float32)
-    store_row(OUT, SCALE, b, i, FF, silu(gate, PDL) * up, FP8)
+    store_row(OUT, SCALE, b, i, FF, silu(gate) * up, FP8)
 
 
 def swiglu(both: Tensor, out: Tensor, scale: Tensor | None = None) -> None:
