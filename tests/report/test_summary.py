@@ -198,3 +198,25 @@ def test_where_one_run_ends_the_others_curve_says_what_the_table_says() -> None:
         curve = summary.curves["coverage"][name]
         assert curve.value[np.searchsorted(curve.seconds, 3.7, side="right") - 1] == value
         assert (np.diff(curve.seconds) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "disturbed"),
+    [
+        ((1.0, 0.0), (2.0, 0.0), True),  # a neighbour took one of two
+        ((1.0, 0.9), (2.0, 0.0), False),  # a system that needs less leaves it idle
+        ((1.9, 0.0), (2.0, 0.0), False),  # noise
+        ((None, None), (2.0, 0.0), False),  # a run of an older version, a GPU, another system
+        ((1.0, None), (2.0, None), False),
+    ],
+)
+def test_a_system_that_had_less_of_the_machine_than_another_is_named(
+    teacher: tuple[float | None, float | None], student: tuple[float | None, float | None], disturbed: bool
+) -> None:
+    results, rows = simple({"t": [[("r", 1.0)]], "s": [[("r", 0.5)]]})
+    assert summarise(results, rows).headline.warning == ""
+    for record, (processors, idle) in zip(results["eval"]["systems"], (teacher, student), strict=True):
+        record |= {"processors": processors, "idle": idle}
+    warning = summarise(results, rows).headline.warning
+    assert ("had 1.0 of the processors and" in warning) is disturbed
+    assert bool(warning) is disturbed

@@ -163,6 +163,8 @@ def print_result(results: Mapping[str, Any], out: Path, report: Report | None, c
 def print_headline(summary: Summary, console: Console) -> None:
     """Who won at which budget, and where a student loses."""
     console.print(Text(f"\n{summary.headline.title}", style="bold"))
+    if summary.headline.warning:
+        console.print(Text(summary.headline.warning, style="bold yellow"))
     colours = {"win": "green", "loss": "red", "even": "dim"}
     for point in summary.headline.points:
         console.print(Text.assemble(("● ", colours[point.tone]), point.text, (f" ({point.figures})", "dim")))

@@ -56,7 +56,8 @@ def merge_runs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
             if before:  # what a budget left incomplete would leave holes in the numbering
                 rows = [row for row in rows if row.system != name or row.sample < first]
             rows += [replace(row, sample=row.sample + first, seconds=row.seconds + clock) for row in part]
-            systems[name] = _joined(before, record) if before else dict(record)
+            # Processors that were had on different machines say nothing of each other.
+            systems[name] = (_joined(before, record) if before else dict(record)) | {"processors": None, "idle": None}
             origin.setdefault(name, []).append((folder, run))
     whole = dict(runs[0]) | {
         "systems": list(systems.values()),

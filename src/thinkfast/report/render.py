@@ -234,6 +234,7 @@ def _markdown(summary: Summary, results: Mapping[str, Any], more: Sequence[Table
         tables.gates_table(results),
     )
     parts = [f"# {summary.headline.title}", summary.headline.basis]
+    parts += [f"**{summary.headline.warning}**"] if summary.headline.warning else []
     parts += [f"- {point.text} ({point.figures})" for point in summary.headline.points]
     for table in shown:
         if table is not None:
@@ -255,6 +256,7 @@ def as_json(summary: Summary, lived: Lived) -> dict[str, Any]:
         "live_and_replay": [asdict(each) | {"agree": each.agree} for each in lived.agreements],
         "headline": summary.headline.title,
         "points": [f"{point.text} ({point.figures})" for point in summary.headline.points],
+        "warning": summary.headline.warning,
         "problems": summary.problems,
         "budgets": list(summary.budgets),
         "systems": {

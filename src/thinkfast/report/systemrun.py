@@ -26,6 +26,7 @@ from thinkfast.models.spec import ModelSpec
 from thinkfast.models.tokenizer import Tokenizer
 from thinkfast.report.evalconfig import EvalConfig, System
 from thinkfast.report.live import load_times, run_live, save_times
+from thinkfast.report.neighbours import Processors
 from thinkfast.report.pacing import step_times
 from thinkfast.report.samples import Row, SampleLog, Unit
 
@@ -39,7 +40,8 @@ class SystemRecord:
     """What a system's run came to, as in `eval.json`.
 
     family: "teacher" (attention only), "hybrid" or "pure". complete_samples: samples that every problem has.
-    cut: chains ended by the budget. ended: which cap ended the run, "n" or "seconds".
+    cut: chains ended by the budget. ended: which cap ended the run, "n" or "seconds". processors, idle: how many it kept
+    busy on average, and how many nobody used; None where that is not known, or a GPU did the work.
     """
 
     name: str
@@ -56,6 +58,8 @@ class SystemRecord:
     complete_samples: int
     cut: int
     ended: str
+    processors: float | None = None
+    idle: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +121,13 @@ class SystemRun:
 
             on_start(Start(self.system.name, chains, sum(unit.rows for unit in self.units), self.base, live))
         gc.collect()
-        self.started = time.monotonic()
+        self.started, watch = time.monotonic(), Processors()
         while (size := self._next_size()) > 0:
             self._unit(llm, prompts, size, loaded.sha, on_chain)
+        processors, idle = watch.shares()
         record = self._record(loaded.sha, load_seconds)
+        if loaded.model.head_weight.device.type == "cpu":
+            record = replace(record, processors=processors, idle=idle)
         if config.budgets:
             self._live(llm, prompts, record.complete_samples)
         return record

@@ -120,7 +120,9 @@ def problem_list(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _records(results: Mapping[str, Any]) -> list[SystemRecord]:
     wanted = [field.name for field in fields(SystemRecord)]
     try:
-        found = [SystemRecord(**{name: each[name] for name in wanted}) for each in results["eval"]["systems"]]
+        found = [
+            SystemRecord(**{name: each[name] for name in wanted if name in each}) for each in results["eval"]["systems"]
+        ]
         if not found or not results["eval"]["problems"]:
             raise KeyError("systems")
     except (KeyError, TypeError) as missing:

@@ -16,6 +16,8 @@ from thinkfast.report.duels import METRICS, Accuracies, Duel, Metric, against, w
 from thinkfast.report.views import View
 
 Tone = Literal["win", "loss", "even"]
+# Systems on a quiet machine keep it equally busy within 2 %; one program beside one of them takes a third or more.
+_ALIKE = 0.85
 NAMES: dict[Metric, str] = {"coverage": "coverage", "majority": "majority accuracy"}
 
 
@@ -33,11 +35,14 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """The sentence at the top, what it is measured on, and one point per student and metric."""
+    """The sentence at the top, what it is measured on, one point per student and metric, and what puts all of it in
+    doubt, if anything does.
+    """
 
     title: str
     basis: str
     points: tuple[Point, ...]
+    warning: str = ""
 
 
 def percent(share: float) -> str:
@@ -62,9 +67,9 @@ def seconds_text(seconds: float) -> str:
 def say(views: Sequence[View], scores: Accuracies, budgets: Sequence[float], problems: int) -> Headline:
     """The opening of the report, from comparisons at `budgets` (may be empty: then there is little to say)."""
     label = {view.name: view.label for view in views}
-    basis = _basis(views, problems)
+    basis, warning = _basis(views, problems), _disturbed(views)
     if not budgets:
-        return Headline("No system finished a chain, so there is nothing to compare.", basis, ())
+        return Headline("No system finished a chain, so there is nothing to compare.", basis, (), warning)
     last = winners(scores, budgets)[-1]
     title = _title(views, scores, last, label, budgets[-1], problems)
     teacher = next((view for view in views if view.is_teacher), None)
@@ -74,7 +79,7 @@ def say(views: Sequence[View], scores: Accuracies, budgets: Sequence[float], pro
         if teacher is not None and not view.is_teacher
         for metric in METRICS
     ]
-    return Headline(title, basis, tuple(said))
+    return Headline(title, basis, tuple(said), warning)
 
 
 def _basis(views: Sequence[View], problems: int) -> str:
@@ -83,6 +88,24 @@ def _basis(views: Sequence[View], problems: int) -> str:
     return (
         f"{systems}; {problems} problem{'s' * (problems != 1)}, {chains:,} chains. Seconds are wall clock for the "
         "whole set, with prefill, sampling and checking, without loading the model."
+    )
+
+
+def _disturbed(views: Sequence[View]) -> str:
+    """Which systems had less of the machine than another, because something else ran beside them."""
+    known = [(view.label, view.record.processors or 0.0, view.record.idle) for view in views]
+    free, most = max(((had, label) for label, had, _ in known), default=(0.0, ""))
+    # A system that leaves processors idle could have had them: it needs no more.
+    less = [
+        f"{label} had {had:.1f} of the processors"
+        for label, had, idle in known
+        if idle is not None and 0 < had < _ALIKE * free and idle < (free - had) / 2
+    ]
+    if not less:
+        return ""
+    return (
+        f"Something else was running: {', '.join(less)} and {most} {free:.1f}, so their seconds do not compare. Run it "
+        "again on a quiet machine, into a new folder."
     )
 
 
