@@ -40,8 +40,8 @@ class SystemRecord:
     """What a system's run came to, as in `eval.json`.
 
     family: "teacher" (attention only), "hybrid" or "pure". complete_samples: samples that every problem has.
-    cut: chains ended by the budget. ended: which cap ended the run, "n" or "seconds". processors, idle: how many it kept
-    busy on average, and how many nobody used; None where that is not known, or a GPU did the work.
+    cut: chains ended by the budget. ended: which cap ended the run, "n" or "seconds". processors, idle: how many it
+    kept busy on average, and how many nobody used; None where that is not known, or a GPU did the work.
     """
 
     name: str
