@@ -84,11 +84,12 @@ def plan_for(model: Decoder, max_batch: int, max_len: int | None, state_dtype: t
     """The memory plan of the runner that ``model`` gets. Errors: as make_plan."""
     weight = model.head_weight
     if captured(model.spec, weight.device):
+        from thinkfast.engine.cuda.folding import folded_bytes
         from thinkfast.engine.cuda.plan import make_cuda_plan
 
         state = weight.dtype if state_dtype is None else state_dtype
-        available = available_memory(weight.device)
-        plan = make_cuda_plan(model.spec, max_batch, max_len, weight.dtype, state, available)
+        available, packed = available_memory(weight.device), folded_bytes(model)
+        plan = make_cuda_plan(model.spec, max_batch, max_len, weight.dtype, state, available, packed)
     else:
         plan = runner.plan_for(model, max_batch, max_len)
     return replace(plan, weight_bytes=weight_bytes(model))

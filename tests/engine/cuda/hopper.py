@@ -26,6 +26,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from toy_models import random_model
 
+from thinkfast.engine.cuda.folding import folded_bytes
 from thinkfast.engine.cuda.plan import make_cuda_plan
 from thinkfast.engine.cuda.runner import CudaRunner
 from thinkfast.engine.request import SamplingParams
@@ -85,13 +86,14 @@ def compile_case(kind: str, d_state: str, rows: str, state: str, weights: str = 
     """A prefill of many prompts where there is room for them, one of one, a fork and a step."""
     students = {
         "teacher": TEACHER,
-        "hybrid": TEACHER.as_student((1,), int(d_state)),
+        "hybrid": TEACHER.as_student((0,), int(d_state)),
         "pure": TEACHER.as_student((), int(d_state)),
     }
     spec, count = students[kind], int(rows)
     model = random_model(spec).to(torch.bfloat16)
-    plan = make_cuda_plan(spec, count, 256, torch.bfloat16, DTYPES[state], None)
-    runner = CudaRunner(in_fp8(model) if weights == "fp8" else model, plan, frozenset({3}), capture=False)
+    model = in_fp8(model) if weights == "fp8" else model
+    plan = make_cuda_plan(spec, count, 256, torch.bfloat16, DTYPES[state], None, folded_bytes(model))
+    runner = CudaRunner(model, plan, frozenset({3}), capture=False)
     for prompt in runner.prefill([[5, 9, 11]] * min(plan.prompts, MANY)):
         runner.close(prompt)
     (prompt,) = runner.prefill([[5, 9, 11]])

@@ -17,6 +17,9 @@ sys.path.append(str(Path(__file__).parents[1]))
 from toy_models import random_model
 
 from thinkfast.engine.cache import Usage
+from thinkfast.engine.cuda import plan as cuda_plan
+from thinkfast.engine.cuda import step as cuda_step
+from thinkfast.engine.cuda.folding import folded_bytes
 from thinkfast.engine.cuda.plan import make_cuda_plan
 from thinkfast.engine.cuda.runner import CudaRunner
 from thinkfast.engine.plan import make_plan
@@ -25,6 +28,7 @@ from thinkfast.engine.rows import RowStart
 from thinkfast.engine.runner import Runner, Start
 from thinkfast.engine.runners import AnyRunner
 from thinkfast.kernels.triton import sampler
+from thinkfast.kernels.triton.product import Cuts
 from thinkfast.kernels.triton.sampler import BLOCK
 from thinkfast.models.fp8 import in_fp8
 from thinkfast.models.spec import ModelSpec
@@ -33,18 +37,31 @@ from thinkfast.models.spec import ModelSpec
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Every kernel of a step is met, by as few programs as can be: each takes a tenth of a second.
-SPEC = ModelSpec(64, 32, 2, 1, 16, 32, ("attention",) * 2, tie_embeddings=False, max_positions=256).as_student((1,), 16)
+TEACHER = ModelSpec(64, 32, 2, 1, 16, 32, ("attention",) * 2, tie_embeddings=False, max_positions=256)
+SPEC, FOLDED = TEACHER.as_student((1,), 16), TEACHER.as_student((0,), 16)
 NONE, F32 = frozenset({3}), torch.float32
 PARAMS = SamplingParams(temperature=0.8, ignore_eos=True)
 
 
-@pytest.mark.parametrize(("fp8", "vocabulary"), [(False, 64), (True, 64), (False, BLOCK + 64)])
-def test_a_few_tokens_equal_the_plain_runners(fp8: bool, vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+# The last as steps of many rows run, a norm being folded into the second block's input projection.
+@pytest.mark.parametrize(
+    ("fp8", "vocabulary", "many"),
+    [(False, 64, False), (True, 64, False), (False, BLOCK + 64, False), (False, 64, True)],
+)
+def test_a_few_tokens_equal_the_plain_runners(
+    fp8: bool, vocabulary: int, many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sampler, "_ROOM", 1)  # logits in as many parts as there are blocks
-    spec = replace(SPEC, vocab_size=vocabulary)
+    spec = replace(FOLDED if many else SPEC, vocab_size=vocabulary)
+    if many:
+        for module in (cuda_plan, cuda_step):
+            monkeypatch.setattr(module, "MOST_ROWS", 1)
+        monkeypatch.setattr(cuda_step, "cuts", lambda rows: Cuts())
     model = in_fp8(random_model(spec)) if fp8 else random_model(spec)
     there = in_fp8(random_model(spec).to(DEVICE)) if fp8 else random_model(spec).to(DEVICE)
-    ours = CudaRunner(there, make_cuda_plan(spec, 4, 128, F32, F32, None), NONE, capture=False)
+    plan = make_cuda_plan(spec, 4, 128, F32, F32, None, folded_bytes(there))
+    assert bool(plan.packed_bytes) is many
+    ours = CudaRunner(there, plan, NONE, capture=False)
     plain = Runner(model, make_plan(spec, 4, 128, 4, None), NONE)
     said = []
     for runner in (ours, plain):

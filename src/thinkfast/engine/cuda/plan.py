@@ -13,6 +13,7 @@ import torch
 from thinkfast.engine.cache import PAGE
 from thinkfast.engine.plan import MemoryPlan, fitting_plan
 from thinkfast.kernels.triton.mixer import HOLD
+from thinkfast.kernels.triton.product import MOST_ROWS
 from thinkfast.models.spec import ModelSpec
 
 # Prompt tokens between two steps: enough to fill the chip, 10 to 20 ms of a model of a billion weights.
@@ -33,7 +34,7 @@ def slot_bytes(spec: ModelSpec, itemsize: int, state_itemsize: int) -> int:
 
 
 def _plan(
-    spec: ModelSpec, rows: int, length: int, dtype: torch.dtype, state: torch.dtype, available: int | None
+    spec: ModelSpec, rows: int, length: int, dtype: torch.dtype, state: torch.dtype, available: int | None, packed: int
 ) -> MemoryPlan:
     size = dtype.itemsize
     prefill = PREFILL_TOKENS
@@ -46,21 +47,32 @@ def _plan(
     states = (rows + prompts + 1) * slot_bytes(spec, size, state.itemsize)
     page = PAGE * spec.kv_bytes_per_token(size)
     pages = rows * -(-length // PAGE) if spec.n_attention else 0
+    all_pages = (pages + 1) * page if pages else 0
+    # Steps of few rows have no use for it, and where room is short pages serve better than 2 % of a step.
+    if rows <= MOST_ROWS or (available is not None and available < work + states + all_pages + packed):
+        packed = 0
     if available is not None and pages:
         least = -(-length // PAGE)
-        pages = max(least, min(pages, (available - work - states) // page - 1))
+        pages = max(least, min(pages, (available - work - states - packed) // page - 1))
     kv = (pages + 1) * page if pages else 0
     return MemoryPlan(
-        rows, length, prompts, pages, spec.n_params * size, kv, states, work, 0, available, prefill, state
+        rows, length, prompts, pages, spec.n_params * size, kv, states, work, packed, available, prefill, state
     )
 
 
 def make_cuda_plan(
-    spec: ModelSpec, max_batch: int, max_len: int | None, dtype: torch.dtype, state: torch.dtype, available: int | None
+    spec: ModelSpec,
+    max_batch: int,
+    max_len: int | None,
+    dtype: torch.dtype,
+    state: torch.dtype,
+    available: int | None,
+    packed: int = 0,
 ) -> MemoryPlan:
     """The plan for ``max_batch`` rows of ``max_len`` tokens (None: the model's own limit); rows share what pages fit.
+    ``packed``: bytes of weights kept in a second form for steps of many rows (folding.py), where there is room.
 
     Errors: InputError where a size is out of range; CapacityError, with the largest batch that fits, where states,
     workspace and the pages of one row need more than ``available`` bytes.
     """
-    return fitting_plan(spec, max_batch, max_len, lambda rows, n: _plan(spec, rows, n, dtype, state, available))
+    return fitting_plan(spec, max_batch, max_len, lambda rows, n: _plan(spec, rows, n, dtype, state, available, packed))

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from thinkfast.engine.cuda.folding import folded
 from thinkfast.engine.cuda.state import State
 from thinkfast.errors import ModelError
 from thinkfast.kernels.triton.attention import KVLayer, KVRows, SplitPlan, attend
 from thinkfast.kernels.triton.gated import gated, serves
-from thinkfast.kernels.triton.mixer import MixerLayer, MixerRows, MixerWork, mix
+from thinkfast.kernels.triton.mixer import MixerLayer, MixerRows, MixerWork, Undivided, mix
 from thinkfast.kernels.triton.norm import add_norm, embed_norm
 from thinkfast.kernels.triton.product import MOST_ROWS, SHARES, Cut, Cuts, can_cut, cuts, product
 from thinkfast.kernels.triton.rounding import round_rows
@@ -71,10 +72,13 @@ def _scales(linear: nn.Linear | Fp8Linear, scale: Tensor | None) -> tuple[Tensor
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
+    """``number`` among layers of its kind; folded: its input projection for rows that have not been normed."""
+
     block: Block
     kv: KVLayer | None
     mixer: MixerLayer | None
     number: int
+    folded: nn.Linear | None = None
 
 
 def mixer_layer(mixer: Mamba) -> MixerLayer:
@@ -88,9 +92,11 @@ def mixer_layer(mixer: Mamba) -> MixerLayer:
 
 
 class Step:
-    """``model``'s decode step over ``state`` for up to ``rows`` rows."""
+    """``model``'s decode step over ``state`` for up to ``rows`` rows; ``fold``: with a second copy of the input
+    projections that steps of many rows can do with (folding.py).
+    """
 
-    def __init__(self, model: Decoder, state: State, rows: int, max_len: int) -> None:
+    def __init__(self, model: Decoder, state: State, rows: int, max_len: int, fold: bool = False) -> None:
         spec, weight = model.spec, model.head_weight
         self.model, self.state, self.spec = model, state, spec
         dev = weight.device
@@ -130,7 +136,8 @@ class Step:
         self.shares = torch.zeros(SHARES * min(rows, MOST_ROWS) * spec.d_model if self._cutting else 0, device=dev)
         self.layers: list[_Layer] = []
         attention = mamba = 0
-        for block in model.blocks:
+        copies = folded(model) if fold else {}
+        for number, block in enumerate(model.blocks):
             if isinstance(block.mixer, Attention):
                 m = block.mixer
                 self.layers.append(
@@ -138,7 +145,7 @@ class Step:
                 )
                 attention += 1
             else:
-                self.layers.append(_Layer(block, None, mixer_layer(block.mixer), mamba))
+                self.layers.append(_Layer(block, None, mixer_layer(block.mixer), mamba, copies.get(number)))
                 mamba += 1
 
     @property
@@ -171,19 +178,26 @@ class Step:
         eps, cut = spec.norm_eps, cuts(b) if self._cutting else Cuts()
         at_once = scale is None and serves(b, self.layers[0].block.mlp.gate_up.weight)
         update = self.update if cut.out is None else self.shares
-        norms = [layer.block.input_norm.weight for layer in self.layers[1:]]
         exact, first = self.normed[:b], self.layers[0].block.input_norm.weight
         embed_norm(self.model.embed.weight, s.token, active, first, residual, exact, eps)
         if scale is not None:
             round_rows(exact, normed, scale)
-        for number, layer in enumerate(self.layers):
+        # Own products of few rows begin before the residual is there.
+        many = b > MOST_ROWS
+        for layer, following in zip(self.layers, [*self.layers[1:], None], strict=True):
             block, mixer = layer.block, layer.block.mixer
             if isinstance(mixer, Attention) and layer.kv is not None:
                 qkv = _project(mixer.qkv, normed, scale, self.projected, cut.into)
                 attend(qkv, layer.kv, kv_rows, plan, mixed, mixer.scale, mixer.norm_eps)
             elif isinstance(mixer, Mamba) and layer.mixer is not None:
-                projected = _project(mixer.in_proj, normed, scale, self.projected, cut.into)
-                mix(projected, layer.mixer, s.mixers[layer.number], mixer_rows, self.mixing, mixed, layer.number)
+                if many and layer.folded is not None:
+                    projected = _project(layer.folded, residual, None, self.projected)
+                    undivided = Undivided(residual, eps)
+                else:
+                    projected = _project(mixer.in_proj, normed, scale, self.projected, cut.into)
+                    undivided = None
+                own = s.mixers[layer.number]
+                mix(projected, layer.mixer, own, mixer_rows, self.mixing, mixed, layer.number, undivided=undivided)
             if scale is not None:
                 round_rows(mixed, given, scale)
             added = _project(mixer.out, given, scale, update, cut.out)
@@ -198,11 +212,14 @@ class Step:
                 gated(normed, gate_up.weight, inner)
             else:
                 swiglu(_project(gate_up, normed, scale, both), inner, scale)
+            if many and following is not None and following.folded is not None:
+                torch.addmm(residual, inner, block.mlp.down.weight.t(), out=residual)
+                continue
             down = _project(block.mlp.down, inner, scale, update, cut.down)
-            if number + 1 < len(self.layers):
-                add_norm(residual, down, norms[number], normed, eps, scale)
-        # The head stays as it is.
-        add_norm(residual, down, self.model.norm.weight, exact, eps)
+            if following is not None:
+                add_norm(residual, down, following.block.input_norm.weight, normed, eps, scale)
+            else:  # the head stays as it is
+                add_norm(residual, down, self.model.norm.weight, exact, eps)
         head, rows = self.model.head_weight, self.sample_rows(active)
         if cut.head is not None:
             product(exact, head, logits, cut.head)

@@ -79,12 +79,13 @@ class MixerRows:
 class MixerWork:
     """What the first kernel hands the second, for the rows of a step: read [B, H N], C activated; rest [B, H, P]
     fp32, everything of y that does not come from the written state; weight [B, H, D + 1] fp32, each held input's
-    weight and, last, the decay of the written state.
+    weight and, last, the decay of the written state; inverse [B] fp32, what rows have yet to be multiplied by.
     """
 
     read: Tensor
     rest: Tensor
     weight: Tensor
+    inverse: Tensor
 
     @classmethod
     def make(cls, rows: int, heads: int, p: int, n: int, dtype: torch.dtype, device: torch.device) -> MixerWork:
@@ -94,7 +95,18 @@ class MixerWork:
             torch.empty(rows, heads * n, dtype=dtype, device=device),
             torch.empty(rows, heads, p, dtype=f, device=device),
             torch.empty(rows, heads, HOLD + 1, dtype=f, device=device),
+            torch.empty(rows, dtype=f, device=device),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Undivided:
+    """Rows that were projected without having been divided by their root mean square (engine/cuda/folding.py): residual
+    [B, D], what was projected, and the norm's eps.
+    """
+
+    residual: Tensor
+    eps: float
 
 
 def narrow(dtype: torch.dtype) -> int:
@@ -143,18 +155,22 @@ def mix(
     out: Tensor,
     number: int = 0,
     cut: Tiling | None = None,
+    undivided: Undivided | None = None,
 ) -> None:
     """out [B, H P] from projected [B, H P + C + H] (z, x, B, C, dt); ``state`` moves on by one token a row.
 
     ``number`` is the layer's, which decorrelates the rounding of layers; ``cut`` is `tiling`'s unless given.
+    ``undivided``, where the rows are: their residual must have been there before the projection began, as it is where
+    cuBLAS projects. Takes two kernels.
     """
     _, heads, p, n = state.ssm.shape
     kv, b, dev, pdl = layer.kv_heads, out.shape[0], out.device, overlap(out.device)
     held, width, stride = state.held.shape[1], state.conv.shape[1], projected.stride(0)
     where = (rows.active, rows.position, rows.drawn, rows.key)
-    handed = (work.read, work.rest, work.weight)
+    handed = (work.read, work.rest, work.weight, work.inverse)
+    given = work.inverse if undivided is None else undivided.residual
     t = cut or tiling(b, heads // kv, p, n)
-    if t.whole:
+    if t.whole and undivided is None:
         whole[(b, heads)](
             projected, state.conv, state.ssm, state.scale, state.held, state.steps, layer.taps, layer.conv_bias,
             layer.rates, layer.dt_bias, layer.skip, layer.norm, out, *where, number, layer.eps, stride,
@@ -163,19 +179,29 @@ def mix(
         return
     prepare[(b, kv)](
         projected, state.conv, state.held, state.steps, layer.taps, layer.conv_bias, layer.rates, layer.dt_bias,
-        layer.skip, *handed, *where, stride, heads, kv, p, n, width, held, power_of_two(heads // kv), pdl,
+        layer.skip, *handed, given, *where, 0.0 if undivided is None else undivided.eps, stride,
+        heads, kv, p, n, width, held, power_of_two(heads // kv), 0 if undivided is None else given.shape[1], pdl,
         **options(t.small_warps, dev),
     )  # fmt: skip
     advance[(b, heads // t.each)](
         projected, state.ssm, state.scale, state.held, layer.norm, *handed, out, *where, number, layer.eps, stride,
-        heads, kv, p, n, held, t.each, narrow(state.ssm.dtype), pdl, **options(t.warps, dev),
+        heads, kv, p, n, held, t.each, narrow(state.ssm.dtype), undivided is not None, pdl, **options(t.warps, dev),
     )  # fmt: skip
 
 
 def mix_reference(
-    projected: Tensor, layer: MixerLayer, state: MixerState, rows: MixerRows, out: Tensor, number: int = 0
+    projected: Tensor,
+    layer: MixerLayer,
+    state: MixerState,
+    rows: MixerRows,
+    out: Tensor,
+    number: int = 0,
+    undivided: Undivided | None = None,
 ) -> None:
     """``mix`` in torch, writing the state in every step and rounding it to the nearest."""
+    if undivided is not None:
+        squares = undivided.residual.float().square().mean(1, keepdim=True)
+        projected = projected.float() * (squares + undivided.eps).rsqrt()
     _, heads, p, n = state.ssm.shape
     kv, width = layer.kv_heads, state.conv.shape[1]
     sizes = (kv * p, kv * n, heads * n)

@@ -90,12 +90,27 @@ def _earlier(WEIGHT, cc, rest, gone, rate, ring, mine, there, step, b, x):
 
 
 @triton.jit
+def _inverse(ROW, eps, WIDE: tl.constexpr):
+    """One over the root mean square of WIDE entries."""
+    BLOCK: tl.constexpr = 1024
+    i = tl.arange(0, BLOCK)
+    squares = 0.0
+    for first in tl.static_range(0, WIDE, BLOCK):
+        x = tl.load(ROW + first + i, mask=first + i < WIDE, other=0.0).to(tl.float32)
+        squares += tl.sum(x * x, 0)
+    return tl.rsqrt(squares / WIDE + eps)
+
+
+@triton.jit
 def prepare(
-    PROJECTED, CONV, HELD, STEPS, TAPS, CBIAS, RATE, DTB, SKIP, READ, REST, WEIGHT, ACTIVE, POSITION, DRAWN, KEY, width,
+    PROJECTED, CONV, HELD, STEPS, TAPS, CBIAS, RATE, DTB, SKIP, READ, REST, WEIGHT, INVERSE, GIVEN,
+    ACTIVE, POSITION, DRAWN, KEY, eps, width,
     H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr, W: tl.constexpr, D: tl.constexpr,
-    GP: tl.constexpr, PDL: tl.constexpr,
+    GP: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """What a step does besides the state, for a row and a group of heads: see MixerWork."""
+    """What a step does besides the state, for a row and a group of heads: see MixerWork. With WIDE, rows come
+    undivided, from GIVEN rows of that width.
+    """
     G: tl.constexpr = H // K
     C: tl.constexpr = K * P + K * N + H * N
     tl.static_assert(D == 4)
@@ -128,6 +143,9 @@ def prepare(
     step1, b1, x1 = _held(HELD, STEPS, phase - 1, h, mine, 1 < count, H, K, P, N)
     step2, b2, x2 = _held(HELD, STEPS, phase - 2, h, mine, 2 < count, H, K, P, N)
     step3, b3, x3 = _held(HELD, STEPS, phase - 3, h, mine, 3 < count, H, K, P, N)
+    if WIDE > 0:
+        # What was projected was there before the projection began.
+        inverse = _inverse(GIVEN + b * WIDE, eps, WIDE)
     wait(PDL)
     trigger(PDL)
     # All that is read comes before anything is written: a load behind a store waits for what is stored.
@@ -135,7 +153,15 @@ def prepare(
     now_x = tl.load(row + xs, mask=p < P, other=0.0)
     now_b = tl.load(row + bs, mask=n < N, other=0.0)
     now_c = tl.load(row + cs, mask=every, other=0.0)
-    dt = softplus(tl.load(row + C + h, mask=mine, other=0.0).to(tl.float32) + bias)
+    raw = tl.load(row + C + h, mask=mine, other=0.0).to(tl.float32)
+    if WIDE > 0:
+        raw *= inverse
+        # The ring holds what a norm in front would have made of them.
+        now_x = (now_x.to(tl.float32) * inverse).to(CONV.dtype.element_ty)
+        now_b = (now_b.to(tl.float32) * inverse).to(CONV.dtype.element_ty)
+        now_c = (now_c.to(tl.float32) * inverse).to(CONV.dtype.element_ty)
+        tl.store(INVERSE + b, inverse, mask=kv == 0)
+    dt = softplus(raw + bias)
     x = _conv(now_x, tap_x, x).to(HELD.dtype.element_ty)
     bb = _conv(now_b, tap_b, bb).to(HELD.dtype.element_ty)
     cc = _conv(now_c, tap_c, cc).to(READ.dtype.element_ty)
@@ -200,9 +226,9 @@ def _seed(position, key, layer):
 
 @triton.jit(do_not_specialize=["layer"])
 def advance(
-    PROJECTED, SSM, SCALE, HELD, NORM, READ, REST, WEIGHT, OUT, ACTIVE, POSITION, DRAWN, KEY, layer, eps, width,
-    H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr, D: tl.constexpr, EACH: tl.constexpr,
-    NARROW: tl.constexpr, PDL: tl.constexpr,
+    PROJECTED, SSM, SCALE, HELD, NORM, READ, REST, WEIGHT, INVERSE, OUT, ACTIVE, POSITION, DRAWN, KEY, layer, eps,
+    width, H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr, D: tl.constexpr, EACH: tl.constexpr,
+    NARROW: tl.constexpr, UNDIVIDED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Out of the state and what ``prepare`` has left; EACH heads of a row."""
     b = tl.program_id(0).to(tl.int64)
@@ -225,14 +251,16 @@ def advance(
     # branch. The compiler keeps them in front of the launch below.
     cc = tl.load(READ + (b * H + h)[:, None] * N + n[None, :])
     rest = tl.load(REST + (b * H + first) * P + r)
-    z = tl.load(PROJECTED + b * width + first * P + r)
+    z = tl.load(PROJECTED + b * width + first * P + r).to(tl.float32)
+    if UNDIVIDED:
+        z *= tl.load(INVERSE + b)
     decay = tl.load(WEIGHT + (b * H + h) * (D + 1) + D)
     key = tl.load(KEY + slot)
     drawn = tl.load(DRAWN + slot)
     position = tl.load(POSITION + slot)
     trigger(PDL)
     y = decay * tl.sum(s * cc.to(tl.float32), 1) + rest
-    y = y * silu(z.to(tl.float32))
+    y = y * silu(z)
     y = y * tl.rsqrt(_per_head(y * y, EACH, P, False) / P + eps) * norm
     tl.store(OUT + (b * H + first) * P + r, y.to(OUT.dtype.element_ty))
     phase, count = _phase(drawn, key, D)
