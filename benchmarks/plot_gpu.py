@@ -16,7 +16,8 @@ from thinkfast.report.canvas import INK, heading, panels, theme, to_svg
 
 CELLS = [(64, 128, 512), (256, 128, 1024), (512, 128, 512), (512, 256, 2048), (512, 256, 4096)]
 BASE = "llama-3.2-1b"
-ORDER = [BASE, *(f"{BASE}/{kind}" for kind in ("hybrid4-d64", "hybrid4-d16", "hybrid2-d16", "pure-d64", "pure-d16"))]
+KINDS = ("hybrid4-d64", "hybrid4-d16", "hybrid2-d64", "hybrid2-d16", "pure-d64", "pure-d16")
+ORDER = [BASE, *(f"{BASE}/{kind}" for kind in KINDS)]
 COLOURS = {"teacher": "#5b6573", "hybrid4": "#d08c2c", "hybrid2": "#e3b465", "pure": "#2f7f79"}
 
 
