@@ -53,7 +53,7 @@ def _plan(
         packed = 0
     if available is not None and pages:
         least = -(-length // PAGE)
-        pages = max(least, min(pages, (available - work - states - packed) // page - 1))
+        pages = max(least, min(pages, (available - work - states) // page - 1))
     kv = (pages + 1) * page if pages else 0
     return MemoryPlan(
         rows, length, prompts, pages, spec.n_params * size, kv, states, work, packed, available, prefill, state
