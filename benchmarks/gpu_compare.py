@@ -48,7 +48,8 @@ def work() -> None:
         try:
             match line.split():
                 case ["do", *rest]:
-                    exec(" ".join(rest))
+                    # In a namespace of its own: functions that it defines find there what it imports.
+                    exec(" ".join(rest), {})
                     told: object = "done"
                 case ["make", model, rows, length]:
                     run = None

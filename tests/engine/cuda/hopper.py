@@ -22,16 +22,11 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
+from driving import drive
 from toy_models import random_model
 
-from thinkfast.engine.cuda.folding import folded_bytes
-from thinkfast.engine.cuda.plan import make_cuda_plan
-from thinkfast.engine.cuda.runner import CudaRunner
-from thinkfast.engine.request import SamplingParams
-from thinkfast.engine.rows import RowStart
-from thinkfast.engine.runner import Start
 from thinkfast.models.fp8 import in_fp8
 from thinkfast.models.spec import ModelSpec
 
@@ -43,7 +38,6 @@ TEACHER = ModelSpec(512, 256, 32, 8, 64, 8192, ("attention",) * 2, tie_embedding
 MANY = 33
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
-PARAMS = SamplingParams(temperature=0.8, ignore_eos=True)
 found: list[dict[str, Any]] = []
 
 
@@ -89,16 +83,8 @@ def compile_case(kind: str, d_state: str, rows: str, state: str, weights: str = 
         "hybrid": TEACHER.as_student((0,), int(d_state)),
         "pure": TEACHER.as_student((), int(d_state)),
     }
-    spec, count = students[kind], int(rows)
-    model = random_model(spec).to(torch.bfloat16)
-    model = in_fp8(model) if weights == "fp8" else model
-    plan = make_cuda_plan(spec, count, 256, torch.bfloat16, DTYPES[state], None, folded_bytes(model))
-    runner = CudaRunner(model, plan, frozenset({3}), capture=False)
-    for prompt in runner.prefill([[5, 9, 11]] * min(plan.prompts, MANY)):
-        runner.close(prompt)
-    (prompt,) = runner.prefill([[5, 9, 11]])
-    runner.fork([Start(prompt, tuple(RowStart(i, PARAMS, 9, 3) for i in range(count)), last=True)])
-    runner.step()
+    model = random_model(students[kind]).to(torch.bfloat16)
+    drive(in_fp8(model) if weights == "fp8" else model, int(rows), DTYPES[state], [[5, 9, 11]] * MANY, steps=1)
 
 
 def main() -> None:

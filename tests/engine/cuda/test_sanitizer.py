@@ -5,41 +5,75 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
-sys.path.append(str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import sanitized
+from driving import drive
+from toy_models import random_model
+
+from thinkfast.models.spec import ModelSpec
 
 # A toolkit's own place; not every machine has it on its path.
 PLACES = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer")
 
 
-@pytest.mark.gpu
-def test_memcheck_finds_nothing() -> None:
-    tool = next((found for place in PLACES if (found := shutil.which(place))), None)
-    if tool is None:
-        pytest.skip("compute-sanitizer comes with the CUDA toolkit, which is not here")
-    script = Path(sanitized.__file__)
-    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, str(script)]
+def check(tool: str) -> None:
+    """Run sanitized.py under ``tool``, which has to have watched all of it and found nothing."""
+    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, sanitized.__file__]
     done = subprocess.run(command, capture_output=True, text=True)
     told = done.stdout + done.stderr
     assert done.returncode == 0, told[-3000:]
-    assert "ERROR SUMMARY: 0 errors" in told
-    assert told.count("done") == len(sanitized.CASES)
+    assert "ERROR SUMMARY: 0 errors" in told, told[-3000:]
+    assert told.count("done") == len(sanitized.CASES), told[-3000:]
+
+
+@pytest.mark.gpu
+def test_memcheck_finds_nothing() -> None:
+    tool = next((found for place in PLACES if (found := shutil.which(place))), None)
+    assert tool is not None, "compute-sanitizer is not here: install the CUDA toolkit, or put it on the PATH"
+    check(tool)
+
+
+ALL = "echo done\n" * len(sanitized.CASES)
+CLEAN = "echo '========= ERROR SUMMARY: 0 errors'\n"
+
+
+@pytest.mark.parametrize(
+    ("says", "passes"),
+    [
+        (ALL + CLEAN, True),
+        (ALL + "echo '========= ERROR SUMMARY: 1 error'\nexit 9\n", False),
+        (ALL + "echo '========= ERROR SUMMARY: 1 error'\n", False),  # whatever it made of --error-exitcode
+        (ALL, False),  # it did not watch
+        ("echo done\n" + CLEAN, False),  # what it watched came to an early end
+        ("exit 1\n", False),
+    ],
+)
+def test_a_tool_that_finds_something_or_has_not_watched_is_a_failure(says: str, passes: bool, tmp_path: Path) -> None:
+    tool = tmp_path / "tool"
+    tool.write_text("#!/bin/sh\n" + says)
+    tool.chmod(0o755)
+    if passes:
+        check(str(tool))
+    else:
+        with pytest.raises(AssertionError):
+            check(str(tool))
 
 
 # The interpreter turns arrays of one element into numbers, of which numpy 2.3 warns.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_what_is_watched_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_watched_says_as_many_tokens_as_it_makes_steps() -> None:
     """By the interpreter too, at a size for it."""
-    monkeypatch.setattr(sanitized, "PROMPTS", 2)
-    monkeypatch.setattr(sanitized, "STEPS", 2)
-    small = replace(sanitized.WIDE, vocab_size=64, d_model=32, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=32)
+    spec = ModelSpec(64, 32, 2, 1, 16, 32, ("attention",) * 2, tie_embeddings=False, max_positions=256)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sanitized.watched(small.as_student((0,), 16), 2, torch.float32, torch.float32, device)
+    model = random_model(spec.as_student((0,), 16)).to(device)
+    said = drive(model, 2, torch.float32, sanitized.PROMPTS[:2], steps=2)
+    # The first token comes with the fork; a step's are heard with the next.
+    assert [len(tokens) for tokens in said] == [2, 2]
+    assert all(0 <= token < 64 for tokens in said for token in tokens)

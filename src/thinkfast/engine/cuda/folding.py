@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from thinkfast.models.decoder import Block, Decoder
 from thinkfast.models.fp8 import is_fp8
@@ -31,15 +31,13 @@ _DTYPES = (torch.bfloat16, torch.float32)
 
 def _served(model: Decoder) -> Iterator[tuple[int, Block, nn.Linear]]:
     """Blocks that can do without their first norm, by number, with their input projections."""
-    if is_fp8(model) or model.head_weight.dtype not in _DTYPES:
+    # A bias must not be divided with what it is added to.
+    if is_fp8(model) or model.head_weight.dtype not in _DTYPES or model.spec.ssm_bias:
         return
     # The first block's rows come from the embedding with their norm.
     for number, block in enumerate(model.blocks):
         if number and isinstance(block.mixer, Mamba):
-            bias: Tensor | None = block.mixer.in_proj.bias
-            # It must not be divided with what it is added to.
-            if bias is None:
-                yield number, block, block.mixer.in_proj
+            yield number, block, block.mixer.in_proj
 
 
 def folded(model: Decoder) -> dict[int, nn.Linear]:
@@ -53,4 +51,4 @@ def folded(model: Decoder) -> dict[int, nn.Linear]:
 
 def folded_bytes(model: Decoder) -> int:
     """What ``folded`` takes."""
-    return sum(into.weight.numel() * into.weight.element_size() for _, _, into in _served(model))
+    return sum(into.weight.nbytes for _, _, into in _served(model))

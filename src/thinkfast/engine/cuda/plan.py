@@ -47,14 +47,14 @@ def _plan(
     states = (rows + prompts + 1) * slot_bytes(spec, size, state.itemsize)
     page = PAGE * spec.kv_bytes_per_token(size)
     pages = rows * -(-length // PAGE) if spec.n_attention else 0
-    all_pages = (pages + 1) * page if pages else 0
-    # Steps of few rows have no use for it, and where room is short pages serve better than 2 % of a step.
-    if rows <= MOST_ROWS or (available is not None and available < work + states + all_pages + packed):
-        packed = 0
-    if available is not None and pages:
-        least = -(-length // PAGE)
-        pages = max(least, min(pages, (available - work - states) // page - 1))
     kv = (pages + 1) * page if pages else 0
+    room = None if available is None else available - work - states
+    # Steps of few rows have no use for it, and where room is short pages serve better than 2 % of a step.
+    if rows <= MOST_ROWS or (room is not None and room < kv + packed):
+        packed = 0
+    if room is not None and pages and room < kv:
+        pages = max(-(-length // PAGE), room // page - 1)
+        kv = (pages + 1) * page
     return MemoryPlan(
         rows, length, prompts, pages, spec.n_params * size, kv, states, work, packed, available, prefill, state
     )

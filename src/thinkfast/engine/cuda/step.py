@@ -182,20 +182,19 @@ class Step:
         embed_norm(self.model.embed.weight, s.token, active, first, residual, exact, eps)
         if scale is not None:
             round_rows(exact, normed, scale)
-        # Own products of few rows begin before the residual is there.
-        many = b > MOST_ROWS
-        for layer, following in zip(self.layers, [*self.layers[1:], None], strict=True):
+        norms = [*(layer.block.input_norm.weight for layer in self.layers[1:]), None]
+        # By layer, what projects rows without a norm; own products, of few rows, begin before the residual is there.
+        inputs = [layer.folded if b > MOST_ROWS else None for layer in self.layers]
+        for layer, into, after, norm in zip(self.layers, inputs, [*inputs[1:], None], norms, strict=True):
             block, mixer = layer.block, layer.block.mixer
             if isinstance(mixer, Attention) and layer.kv is not None:
                 qkv = _project(mixer.qkv, normed, scale, self.projected, cut.into)
                 attend(qkv, layer.kv, kv_rows, plan, mixed, mixer.scale, mixer.norm_eps)
             elif isinstance(mixer, Mamba) and layer.mixer is not None:
-                if many and layer.folded is not None:
-                    projected = _project(layer.folded, residual, None, self.projected)
-                    undivided = Undivided(residual, eps)
+                if into is not None:
+                    projected, undivided = _project(into, residual, None, self.projected), Undivided(residual, eps)
                 else:
-                    projected = _project(mixer.in_proj, normed, scale, self.projected, cut.into)
-                    undivided = None
+                    projected, undivided = _project(mixer.in_proj, normed, scale, self.projected, cut.into), None
                 own = s.mixers[layer.number]
                 mix(projected, layer.mixer, own, mixer_rows, self.mixing, mixed, layer.number, undivided=undivided)
             if scale is not None:
@@ -212,14 +211,14 @@ class Step:
                 gated(normed, gate_up.weight, inner)
             else:
                 swiglu(_project(gate_up, normed, scale, both), inner, scale)
-            if many and following is not None and following.folded is not None:
+            if after is not None:
                 torch.addmm(residual, inner, block.mlp.down.weight.t(), out=residual)
                 continue
             down = _project(block.mlp.down, inner, scale, update, cut.down)
-            if following is not None:
-                add_norm(residual, down, following.block.input_norm.weight, normed, eps, scale)
-            else:  # the head stays as it is
-                add_norm(residual, down, self.model.norm.weight, exact, eps)
+            if norm is not None:
+                add_norm(residual, down, norm, normed, eps, scale)
+        # The head stays as it is.
+        add_norm(residual, down, self.model.norm.weight, exact, eps)
         head, rows = self.model.head_weight, self.sample_rows(active)
         if cut.head is not None:
             product(exact, head, logits, cut.head)
