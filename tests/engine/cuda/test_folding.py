@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from toy_models import SPECS, random_model
 
-from thinkfast.engine.cuda.folding import folded, folded_bytes
+from thinkfast.engine.cuda.folding import Folded, folded, folded_bytes
 from thinkfast.engine.cuda.plan import make_cuda_plan
 from thinkfast.models.fp8 import in_fp8
 from thinkfast.models.spec import ModelSpec
@@ -23,34 +23,60 @@ BF16 = torch.bfloat16
 
 
 @pytest.mark.parametrize(("kind", "numbers"), [("teacher", []), ("hybrid", [2]), ("pure", [1, 2])])
-def test_a_folded_projection_takes_a_divided_row(kind: str, numbers: list[int]) -> None:
-    """Mamba blocks' but for the first, which has its rows from the embedding."""
-    model = random_model(SPECS[kind])
-    copies = folded(model)
-    assert list(copies) == numbers
-    assert folded_bytes(model) == sum(into.weight.nbytes for into in copies.values())
-    x = 100 * torch.randn(5, SPECS[kind].d_model, generator=torch.Generator().manual_seed(0))
-    divided = x * (x.square().mean(1, keepdim=True) + SPECS[kind].norm_eps).rsqrt()
-    for number, into in copies.items():
+def test_a_folded_weight_takes_a_divided_row(kind: str, numbers: list[int]) -> None:
+    """Input projections of Mamba blocks but for the first, whose rows come from the embedding; gates and ups of all."""
+    spec, model = SPECS[kind], random_model(SPECS[kind])
+    first, second = folded_bytes(model)
+    copies = folded(model, first + second)
+    inputs = {number: copy.into for number, copy in enumerate(copies) if copy.into is not None}
+    assert list(inputs) == numbers
+    assert first == sum(into.weight.nbytes for into in inputs.values())
+    x = 100 * torch.randn(5, spec.d_model, generator=torch.Generator().manual_seed(0))
+    divided = x * (x.square().mean(1, keepdim=True) + spec.norm_eps).rsqrt()
+    for number, into in inputs.items():
         block = model.blocks[number]
         torch.testing.assert_close(into(divided), block.mixer.in_proj(block.input_norm(x)))
+    ups = [copy.gate_up for copy in copies if copy.gate_up is not None]
+    assert second == sum(up.nbytes for up in ups)
+    for block, up in zip(model.blocks, ups, strict=True):
+        torch.testing.assert_close(divided @ up.T, block.mlp.gate_up(block.post_norm(x)))
+
+
+def test_a_kind_for_which_there_is_no_room_is_left_out() -> None:
+    model = random_model(SPECS["pure"])
+    first, second = folded_bytes(model)
+    assert all(copy == Folded() for copy in folded(model, first - 1))
+    one = folded(model, first + second - 1)
+    assert [copy.into is None for copy in one] == [True, False, False]
+    assert all(copy.gate_up is None for copy in one)
 
 
 def test_weights_that_cannot_be_folded_are_left_alone() -> None:
     pure = SPECS["pure"]
-    assert not folded_bytes(in_fp8(random_model(pure)))
-    assert not folded_bytes(random_model(pure).to(torch.float16))  # a residual may be larger than it can say
-    assert not folded_bytes(random_model(replace(pure, ssm_bias=True)))
+    nothing = (0, 0)
+    assert folded_bytes(in_fp8(random_model(pure))) == nothing
+    assert folded_bytes(random_model(pure).to(torch.float16)) == nothing  # too small for what is not divided
+    assert folded_bytes(random_model(replace(pure, ssm_bias=True))) == nothing
+    assert all(copy == Folded() for copy in folded(random_model(replace(pure, ssm_bias=True)), 10**9))
 
 
 def test_the_plan_counts_copies_where_rows_are_many_and_room_is_left() -> None:
     spec: ModelSpec = replace(SPECS["hybrid"], d_model=512, n_heads=8, head_dim=64, d_state=16)
-    packed = 2**28
-    plan = make_cuda_plan(spec, 512, 256, BF16, BF16, None, packed)
-    assert plan.packed_bytes == packed
-    assert make_cuda_plan(spec, 128, 256, BF16, BF16, None, packed).packed_bytes == 0
-    exact = make_cuda_plan(spec, 512, 256, BF16, BF16, plan.needed_bytes, packed)
-    assert (exact.packed_bytes, exact.pages) == (packed, plan.pages)
-    # A byte less, and it is the copies that go, not pages.
-    short = make_cuda_plan(spec, 512, 256, BF16, BF16, plan.needed_bytes - 1, packed)
-    assert (short.packed_bytes, short.pages) == (0, plan.pages)
+
+    def planned(rows: int, available: int | None, packed: tuple[int, ...] = (2**22, 2**23)) -> tuple[int, int]:
+        plan = make_cuda_plan(spec, rows, 256, BF16, BF16, available, packed)
+        return plan.packed_bytes, plan.pages
+
+    both = 2**22 + 2**23
+    needed = make_cuda_plan(spec, 512, 256, BF16, BF16, None).needed_bytes
+    _, pages = planned(512, None)
+    assert planned(512, None)[0] == both
+    assert planned(128, None)[0] == 0
+    # A byte less, and it is copies that go, not pages.
+    assert planned(512, needed + both) == (both, pages)
+    assert planned(512, needed + both - 1) == (2**22, pages)
+    assert planned(512, needed + 2**22 - 1) == (0, pages)
+    # However much room: none that takes more than a fiftieth of it.
+    room = 2**36
+    assert planned(512, room, (room // 50, 1)) == (room // 50 + 1, pages)
+    assert planned(512, room, (room // 50 + 1, 1)) == (0, pages)

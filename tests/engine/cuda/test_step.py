@@ -55,7 +55,7 @@ def test_logprobs_are_those_of_one_pass(
     loaded = toy(spec)
     llm = LLM(loaded, 2 * samples, 200, torch.bfloat16, "cuda", torch.float32, fp8_weights=fp8)
     assert llm.step_path == "captured"
-    assert bool(llm.plan.packed_bytes) is (kind == "pure" and not fp8 and 2 * samples > MOST_ROWS)
+    assert bool(llm.plan.packed_bytes) is (not fp8 and 2 * samples > MOST_ROWS)
     params = SamplingParams(n=samples, temperature=1.0, max_tokens=60, ignore_eos=True)
     prompts = [[5, 9, 11], list(range(4, 40))]
     off = []

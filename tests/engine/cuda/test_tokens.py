@@ -43,7 +43,7 @@ NONE, F32 = frozenset({3}), torch.float32
 PARAMS = SamplingParams(temperature=0.8, ignore_eos=True)
 
 
-# The last as steps of many rows run, a norm being folded into the second block's input projection.
+# The last as steps of many rows run, norms being folded into gates and ups, and the second block's input projection.
 @pytest.mark.parametrize(
     ("fp8", "vocabulary", "many"),
     [(False, 64, False), (True, 64, False), (False, BLOCK + 64, False), (False, 64, True)],
@@ -57,10 +57,11 @@ def test_a_few_tokens_equal_the_plain_runners(
         for module in (cuda_plan, cuda_step):
             monkeypatch.setattr(module, "MOST_ROWS", 1)
         monkeypatch.setattr(cuda_step, "cuts", lambda rows: Cuts())
+        monkeypatch.setattr(cuda_step, "serves", lambda rows, weight: True)
     model = in_fp8(random_model(spec)) if fp8 else random_model(spec)
     there = in_fp8(random_model(spec).to(DEVICE)) if fp8 else random_model(spec).to(DEVICE)
     plan = make_cuda_plan(spec, 4, 128, F32, F32, None, folded_bytes(there))
-    assert bool(plan.packed_bytes) is many
+    assert plan.packed_bytes == (sum(folded_bytes(there)) if many else 0)
     ours = CudaRunner(there, plan, NONE, capture=False)
     plain = Runner(model, make_plan(spec, 4, 128, 4, None), NONE)
     said = []

@@ -23,7 +23,14 @@ from thinkfast.kernels.triton.mixer import (
     mix_reference,
     tiling,
 )
-from thinkfast.kernels.triton.norm import add_norm, add_norm_reference, embed_norm, embed_norm_reference
+from thinkfast.kernels.triton.norm import (
+    add_norm,
+    add_norm_reference,
+    embed_norm,
+    embed_norm_reference,
+    inverse_rms,
+    inverse_rms_reference,
+)
 from thinkfast.kernels.triton.rounding import round_rows, rounded_reference
 from thinkfast.kernels.triton.swiglu import swiglu, swiglu_reference
 
@@ -86,6 +93,10 @@ def test_norms_and_gate(width: int, dtype: torch.dtype, device: torch.device) ->
         pairs.append((x, y, e, f))
     for found, want in zip(*pairs, strict=True):
         close(found, want, tolerance(dtype))
+    found_inverse, want_inverse = (torch.full((5,), NAN, device=device) for _ in range(2))
+    inverse_rms(residual, found_inverse, 1e-5)
+    inverse_rms_reference(residual, want_inverse, 1e-5)
+    close(found_inverse, want_inverse, 1e-5)
     both, out, want = random(5, 2 * width), torch.full_like(residual, NAN), torch.empty_like(residual)
     swiglu(both, out)
     swiglu_reference(both, want)

@@ -9,6 +9,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
 
 from thinkfast.kernels.triton.gated import TILE, fills, gated
+from thinkfast.kernels.triton.norm import inverse_rms
 from thinkfast.kernels.triton.product import Cut, product_reference
 
 # The interpreter turns arrays of one element into numbers, of which numpy 2.3 warns.
@@ -23,8 +24,10 @@ SMALL = Cut(16, 16, 32, 1, 4, 2)
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 
 
+@pytest.mark.parametrize("undivided", [False, True])
 @pytest.mark.parametrize(("rows", "width", "k"), CASES)
-def test_gated(rows: int, width: int, k: int, device: torch.device) -> None:
+def test_gated(rows: int, width: int, k: int, undivided: bool, device: torch.device) -> None:
+    """Of rows that are normed, and of rows that are divided behind the product."""
     generator = torch.Generator().manual_seed(rows * width + k)
 
     def random(*shape: int) -> Tensor:
@@ -36,8 +39,14 @@ def test_gated(rows: int, width: int, k: int, device: torch.device) -> None:
     weight = random(2 * width, k) * k**-0.5
     out = torch.full((rows + 3, width), 7.0, device=device, dtype=DTYPE)
     want = torch.empty(rows, width, device=device, dtype=DTYPE)
-    gated(x[:rows], weight, out[:rows], TILE if ON_GPU else SMALL)
-    product_reference(x[:rows], weight, want, TILE, gated=True)
+    normed, inverse = x[:rows], None
+    if undivided:
+        x *= 3 * torch.rand(rows + 3, 1, generator=generator).to(device, DTYPE) + 0.1
+        inverse = torch.full((rows + 3,), float("nan"), device=device)
+        inverse_rms(x[:rows], inverse[:rows], 1e-5)
+        normed = torch.rms_norm(x[:rows].float(), (k,), None, 1e-5)
+    gated(x[:rows], weight, out[:rows], TILE if ON_GPU else SMALL, inverse)
+    product_reference(normed, weight, want, TILE, gated=True)
     error = (out[:rows].double() - want.double()).norm() / want.double().norm()
     # A rounding to bf16 is 2 ** -9 at most; sums in another order do not show beside it.
     assert error < (4e-3 if ON_GPU else 1e-5), float(error)

@@ -49,7 +49,7 @@ class CudaRunner:
         eos = torch.zeros(model.spec.vocab_size, dtype=torch.uint8, device=weight.device)
         eos[sorted(eos_ids)] = 1
         stops = torch.zeros(1, model.spec.vocab_size, dtype=torch.uint8, device=weight.device)
-        self._decode = Step(model, self.state, plan.max_batch, plan.max_len, plan.packed_bytes > 0)
+        self._decode = Step(model, self.state, plan.max_batch, plan.max_len, plan.packed_bytes)
         self._prefill = Prefill(model, self._decode.mixers, self.state)
         self.graphs = Graphs(self._decode, plan.max_batch, self.book.dummy, eos, stops)
         self._flights = Flights(self.book.slots, plan.max_len, plan.max_batch, weight.device)

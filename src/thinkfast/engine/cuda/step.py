@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from thinkfast.engine.cuda.folding import folded
+from thinkfast.engine.cuda.folding import Folded, folded
 from thinkfast.engine.cuda.state import State
 from thinkfast.errors import ModelError
 from thinkfast.kernels.triton.attention import KVLayer, KVRows, SplitPlan, attend
 from thinkfast.kernels.triton.gated import gated, serves
 from thinkfast.kernels.triton.mixer import MixerLayer, MixerRows, MixerWork, Undivided, mix
-from thinkfast.kernels.triton.norm import add_norm, embed_norm
+from thinkfast.kernels.triton.norm import add_norm, embed_norm, inverse_rms
 from thinkfast.kernels.triton.product import MOST_ROWS, SHARES, Cut, Cuts, can_cut, cuts, product
 from thinkfast.kernels.triton.rounding import round_rows
 from thinkfast.kernels.triton.sampler import NEWS, SampleRows, SampleWork, draw, parts, scan
@@ -72,13 +72,13 @@ def _scales(linear: nn.Linear | Fp8Linear, scale: Tensor | None) -> tuple[Tensor
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """``number`` among layers of its kind; folded: its input projection for rows that have not been normed."""
+    """``number`` among layers of its kind."""
 
     block: Block
     kv: KVLayer | None
     mixer: MixerLayer | None
     number: int
-    folded: nn.Linear | None = None
+    folded: Folded
 
 
 def mixer_layer(mixer: Mamba) -> MixerLayer:
@@ -92,11 +92,11 @@ def mixer_layer(mixer: Mamba) -> MixerLayer:
 
 
 class Step:
-    """``model``'s decode step over ``state`` for up to ``rows`` rows; ``fold``: with a second copy of the input
-    projections that steps of many rows can do with (folding.py).
+    """``model``'s decode step over ``state`` for up to ``rows`` rows; ``room``: bytes for weights of steps of many rows
+    (folding.py).
     """
 
-    def __init__(self, model: Decoder, state: State, rows: int, max_len: int, fold: bool = False) -> None:
+    def __init__(self, model: Decoder, state: State, rows: int, max_len: int, room: int = 0) -> None:
         spec, weight = model.spec, model.head_weight
         self.model, self.state, self.spec = model, state, spec
         dev = weight.device
@@ -132,20 +132,19 @@ class Step:
         angles = at[:, None] * model.frequencies.to(dev)
         self.cos, self.sin = angles.cos().contiguous(), angles.sin().contiguous()
         self._cutting = can_cut(weight, spec.d_model, heads, spec.d_ff)
+        self.inverse = torch.zeros(rows, device=dev)
         # Shares of an update, of as many rows as are ever cut so.
         self.shares = torch.zeros(SHARES * min(rows, MOST_ROWS) * spec.d_model if self._cutting else 0, device=dev)
         self.layers: list[_Layer] = []
         attention = mamba = 0
-        copies = folded(model) if fold else {}
-        for number, block in enumerate(model.blocks):
+        for block, copies in zip(model.blocks, folded(model, room), strict=True):
             if isinstance(block.mixer, Attention):
                 m = block.mixer
-                self.layers.append(
-                    _Layer(block, KVLayer(state.k[attention], state.v[attention], m.q_norm, m.k_norm), None, attention)
-                )
+                own = KVLayer(state.k[attention], state.v[attention], m.q_norm, m.k_norm)
+                self.layers.append(_Layer(block, own, None, attention, copies))
                 attention += 1
             else:
-                self.layers.append(_Layer(block, None, mixer_layer(block.mixer), mamba, copies.get(number)))
+                self.layers.append(_Layer(block, None, mixer_layer(block.mixer), mamba, copies))
                 mamba += 1
 
     @property
@@ -182,16 +181,16 @@ class Step:
         embed_norm(self.model.embed.weight, s.token, active, first, residual, exact, eps)
         if scale is not None:
             round_rows(exact, normed, scale)
-        norms = [*(layer.block.input_norm.weight for layer in self.layers[1:]), None]
-        # By layer, what projects rows without a norm; own products, of few rows, begin before the residual is there.
-        inputs = [layer.folded if b > MOST_ROWS else None for layer in self.layers]
-        for layer, into, after, norm in zip(self.layers, inputs, [*inputs[1:], None], norms, strict=True):
+        inverse, norms = self.inverse[:b], [*(layer.block.input_norm.weight for layer in self.layers[1:]), None]
+        # By layer, weights for rows without a norm; own products, of few rows, begin before the residual is there.
+        without = [layer.folded if b > MOST_ROWS else Folded() for layer in self.layers]
+        for layer, copies, after, norm in zip(self.layers, without, [*without[1:], Folded()], norms, strict=True):
             block, mixer = layer.block, layer.block.mixer
             if isinstance(mixer, Attention) and layer.kv is not None:
                 qkv = _project(mixer.qkv, normed, scale, self.projected, cut.into)
                 attend(qkv, layer.kv, kv_rows, plan, mixed, mixer.scale, mixer.norm_eps)
             elif isinstance(mixer, Mamba) and layer.mixer is not None:
-                if into is not None:
+                if (into := copies.into) is not None:
                     projected, undivided = _project(into, residual, None, self.projected), Undivided(residual, eps)
                 else:
                     projected, undivided = _project(mixer.in_proj, normed, scale, self.projected, cut.into), None
@@ -199,19 +198,24 @@ class Step:
                 mix(projected, layer.mixer, own, mixer_rows, self.mixing, mixed, layer.number, undivided=undivided)
             if scale is not None:
                 round_rows(mixed, given, scale)
-            added = _project(mixer.out, given, scale, update, cut.out)
-            add_norm(residual, added, block.post_norm.weight, normed, eps, scale)
             gate_up = block.mlp.gate_up
-            if cut.gate_up is not None:
-                whole = self.inner[:b]
-                product(normed, gate_up.weight, whole, cut.gate_up, gated=True, scales=_scales(gate_up, scale))
-                if scale is not None:
-                    round_rows(whole, inner, scale)
-            elif at_once:
-                gated(normed, gate_up.weight, inner)
+            if copies.gate_up is not None and at_once:
+                torch.addmm(residual, given, mixer.out.weight.t(), out=residual)
+                inverse_rms(residual, inverse, eps)
+                gated(residual, copies.gate_up, inner, inverse=inverse)
             else:
-                swiglu(_project(gate_up, normed, scale, both), inner, scale)
-            if after is not None:
+                added = _project(mixer.out, given, scale, update, cut.out)
+                add_norm(residual, added, block.post_norm.weight, normed, eps, scale)
+                if cut.gate_up is not None:
+                    whole = self.inner[:b]
+                    product(normed, gate_up.weight, whole, cut.gate_up, gated=True, scales=_scales(gate_up, scale))
+                    if scale is not None:
+                        round_rows(whole, inner, scale)
+                elif at_once:
+                    gated(normed, gate_up.weight, inner)
+                else:
+                    swiglu(_project(gate_up, normed, scale, both), inner, scale)
+            if after.into is not None:
                 torch.addmm(residual, inner, block.mlp.down.weight.t(), out=residual)
                 continue
             down = _project(block.mlp.down, inner, scale, update, cut.down)

@@ -46,12 +46,13 @@ def serves(rows: int, weight: Tensor) -> bool:
 
 @triton.jit(do_not_specialize=["B"])
 def _gated(
-    X, W, OUT, B, F, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TOGETHER: tl.constexpr,
-    STAGES: tl.constexpr, PDL: tl.constexpr,
+    X, W, OUT, INVERSE, B, F, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TOGETHER: tl.constexpr,
+    UNDIVIDED: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     tm = tl.cdiv(B, BM)
     band = TOGETHER * tl.cdiv(F, BN)
-    wait(PDL)
+    if not UNDIVIDED:
+        wait(PDL)
     trigger(PDL)
     for tile in tl.range(tl.program_id(0), tm * tl.cdiv(F, BN), tl.num_programs(0), flatten=True):
         # Programs that read the same lines of the weight run side by side.
@@ -64,12 +65,22 @@ def _gated(
             w = tl.reshape(W.load([0, n * BN, k]), (2 * BN, BK))
             acc = tl.dot(X.load([m * BM, k]), w.T, acc, input_precision="ieee")
         gate, up = tl.split(tl.permute(tl.reshape(acc, (BM, 2, BN)), (0, 2, 1)))
+        if UNDIVIDED:
+            # The kernel in front makes these numbers beside this one, which it lets in when the rows are there.
+            wait(PDL)
+            i = m * BM + tl.arange(0, BM)
+            inverse = tl.load(INVERSE + i, mask=i < B, other=0.0)[:, None]
+            gate *= inverse
+            up *= inverse
         OUT.store([m * BM, n * BN], (silu(gate) * up).to(OUT.dtype))
 
 
-def gated(x: Tensor, weight: Tensor, out: Tensor, tile: Cut = TILE) -> None:
+def gated(x: Tensor, weight: Tensor, out: Tensor, tile: Cut = TILE, inverse: Tensor | None = None) -> None:
     """out [B, F] = silu(gate) * up of x [B, K] times weight [2 F, K], gate above up; what `product.can_cut` allows.
     Its reference is product.py's.
+
+    ``inverse`` [B] fp32: what gate and up of a row have yet to be multiplied by. Only ``norm.inverse_rms`` of x may be
+    launched between what wrote x, which has to be cuBLAS's, and this: x is read before that has ended.
     """
     rows, k = x.shape
     width, dev = out.shape[1], x.device
@@ -78,6 +89,6 @@ def gated(x: Tensor, weight: Tensor, out: Tensor, tile: Cut = TILE) -> None:
         TensorDescriptor.from_tensor(x, [tile.rows, tile.inputs]),
         TensorDescriptor.from_tensor(weight.view(2, width, k), [2, tile.outputs, tile.inputs]),
         TensorDescriptor.from_tensor(out, [tile.rows, tile.outputs]),
-        rows, width, k, tile.rows, tile.outputs, tile.inputs, _TOGETHER, tile.stages, overlap(dev),
-        **options(tile.warps, dev, tile.stages),
+        x if inverse is None else inverse, rows, width, k, tile.rows, tile.outputs, tile.inputs, _TOGETHER,
+        inverse is not None, tile.stages, overlap(dev), **options(tile.warps, dev, tile.stages),
     )  # fmt: skip

@@ -69,6 +69,16 @@ def _add_norm(
     store_row(NORMED, SCALE, b, i, D, y, FP8)
 
 
+@triton.jit
+def _inverse_rms(X, OUT, eps, D: tl.constexpr, BD: tl.constexpr, PDL: tl.constexpr):
+    b = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BD)
+    wait(PDL)
+    trigger(PDL)
+    x = tl.load(X + b * D + i, mask=i < D, other=0.0).to(tl.float32)
+    tl.store(OUT + b, tl.rsqrt(tl.sum(x * x, 0) / D + eps))
+
+
 def _warps(width: int) -> int:
     return 8 if width >= 2048 else 4 if width >= 1024 else 1
 
@@ -113,3 +123,15 @@ def add_norm_reference(
     update = update.float() if update.ndim == 2 else update.float().sum(0)
     residual.copy_((residual.float() + update).to(residual.dtype))
     rounded_reference(torch.rms_norm(residual.float(), weight.shape, weight.float(), eps), normed, scale)
+
+
+def inverse_rms(x: Tensor, out: Tensor, eps: float) -> None:
+    """out [B] fp32 = one over the root mean square of x [B, D], for a product that multiplies by it (gated.py)."""
+    rows, width = x.shape
+    dev = x.device
+    _inverse_rms[(rows,)](x, out, eps, width, power_of_two(width), overlap(dev), **options(_warps(width), dev))
+
+
+def inverse_rms_reference(x: Tensor, out: Tensor, eps: float) -> None:
+    """``inverse_rms`` in torch."""
+    out.copy_((x.float().square().mean(1) + eps).rsqrt())
