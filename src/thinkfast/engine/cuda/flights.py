@@ -26,6 +26,7 @@ class _Flight:
     slots: Ints
     owners: Ints
     done: Any
+    ours: bool
 
 
 class Flights:
@@ -61,11 +62,15 @@ class Flights:
         else:
             memory = torch.empty(NEWS, self._rows, dtype=torch.int32, pin_memory=self._cuda)
         memory.copy_(news, non_blocking=True)
+        self.add(memory, slots, ours=True)
+
+    def add(self, memory: Tensor, slots: Ints, ours: bool = False) -> None:
+        """Expect news of the rows ``slots`` in ``memory`` of the host's when what has been launched has ended."""
         done = None
         if self._cuda:
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
-        self._aloft.append(_Flight(memory, slots, self._owner[slots], done))
+        self._aloft.append(_Flight(memory, slots, self._owner[slots], done, ours))
 
     def land(self, keep: int) -> None:
         """Wait for all flights but the ``keep`` newest and note their news."""
@@ -83,7 +88,8 @@ class Flights:
             self._certainty[slots] += news[CERTAINTY, fresh].view(np.float32)
             self._count[slots] += 1
             self._code[slots] = news[CODE, fresh]
-            self._memory.append(flight.memory)
+            if flight.ours:
+                self._memory.append(flight.memory)
 
     def codes(self, slots: Ints) -> Ints:
         """The newest code of each of ``slots``."""

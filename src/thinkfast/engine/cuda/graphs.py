@@ -60,7 +60,7 @@ class Graphs:
 
     def capture(self, size: int, tiled: bool, filters: bool) -> None:
         """Record one kind of step. The rows run once, as nobody's, to compile what is new, and are then recorded."""
-        kept, tiles = self.active.clone(), self.tiles.clone()
+        kept, tiles, turn = self.active.clone(), self.tiles.clone(), self.step.turn.clone()
         self.active.fill_(self.step.state.token.shape[0] - 1)
         self.tiles.fill_(-1)
         self._eager(size, tiled, filters)
@@ -72,6 +72,7 @@ class Graphs:
         self._graphs[size, tiled, filters] = graph
         self.active.copy_(kept)
         self.tiles.copy_(tiles)
+        self.step.turn.copy_(turn)
 
     def forget(self, stops: Tensor) -> None:
         """Drop all captures because the table of stop strings lies elsewhere now."""

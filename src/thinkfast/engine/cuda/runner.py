@@ -20,7 +20,7 @@ from thinkfast.engine.cuda.flights import Flights
 from thinkfast.engine.cuda.graphs import Graphs
 from thinkfast.engine.cuda.prefill import Prefill
 from thinkfast.engine.cuda.state import State
-from thinkfast.engine.cuda.step import Step
+from thinkfast.engine.cuda.step import RING, Step
 from thinkfast.engine.cuda.stopwatch import Stopwatch
 from thinkfast.engine.pages import Ints, Moves
 from thinkfast.engine.plan import MemoryPlan
@@ -57,6 +57,7 @@ class CudaRunner:
         self._logits: dict[int, Tensor] = {}
         self._filtered: dict[int, bool] = {}
         self._slots: Ints = _NO_CODES
+        self._turn = 0
         self._kind = (1, False, False)
 
     def add_stop_table(self, table: Tensor) -> int:
@@ -144,7 +145,8 @@ class CudaRunner:
     def step(self) -> Ints:
         """Launch a step of every row; returns the rows' codes of the step, or first draw, before."""
         self.graphs.run(*self._kind, capture=self._capture)
-        self._flights.send(self._decode.news, self._slots)
+        self._turn = (self._turn + 1) % RING
+        self._flights.add(self._decode.ring[self._turn], self._slots)
         self._flights.land(keep=1)
         return self._flights.codes(self._slots)
 

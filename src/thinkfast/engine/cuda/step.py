@@ -36,6 +36,8 @@ from thinkfast.models.mixers import Mamba
 # Programs that fill the chip, and most shares that a row's context is cut into.
 _PROGRAMS, _MAX_SPLITS = 1056, 16
 _PROMPT_SPLITS = 4
+# Steps whose news the host may not have read yet: the last, and the one before until the last has been launched.
+RING = 4
 
 
 def splits(rows: int, kv_heads: int) -> int:
@@ -121,6 +123,9 @@ class Step:
         self.projected = torch.zeros(rows * wide, dtype=weight.dtype, device=dev)
         self.mixed, self.both, self.inner = buffer(heads), buffer(2 * spec.d_ff), buffer(spec.d_ff)
         self.logits = buffer(spec.vocab_size)
+        # A step writes its news where the host reads them: copying them between two steps takes 10 us.
+        self.turn = torch.zeros(1, dtype=torch.int32, device=dev)
+        self.ring = torch.zeros(RING, NEWS, rows, dtype=torch.int32, pin_memory=dev.type == "cuda")
         self.news = torch.zeros(NEWS, rows, dtype=torch.int32, device=dev)
         self.work = SampleWork.make(rows, spec.vocab_size, dev)
         self.mixing = MixerWork.make(rows, spec.n_heads, spec.head_dim, spec.d_state, weight.dtype, dev)
@@ -161,7 +166,7 @@ class Step:
         )  # fmt: skip
 
     def __call__(self, active: Tensor, tiles: Tensor | None, filters: bool, eos: Tensor, stops: Tensor) -> None:
-        """One token for every row of ``active`` [B]; ``news`` then says what came of it."""
+        """One token for every row of ``active`` [B]; ``turn`` is one more; that of ``ring`` says what came of it."""
         b, s, spec = active.shape[0], self.state, self.spec
         residual, scale = self.residual[:b], None if self.scale is None else self.scale[:b]
         mixed, both, logits = self.mixed[:b], self.both[:b], self.logits[:b]
@@ -178,7 +183,7 @@ class Step:
         at_once = scale is None and serves(b, self.layers[0].block.mlp.gate_up.weight)
         update = self.update if cut.out is None else self.shares
         exact, first = self.normed[:b], self.layers[0].block.input_norm.weight
-        embed_norm(self.model.embed.weight, s.token, active, first, residual, exact, eps)
+        embed_norm(self.model.embed.weight, s.token, active, first, residual, exact, eps, self.turn)
         if scale is not None:
             round_rows(exact, normed, scale)
         inverse, norms = self.inverse[:b], [*(layer.block.input_norm.weight for layer in self.layers[1:]), None]
@@ -231,7 +236,7 @@ class Step:
             for start, end in parts(b, spec.vocab_size, logits.element_size()):
                 torch.mm(exact, head[start:end].t(), out=logits[:, start:end])
                 scan(logits, rows, self.work, start, end)
-        draw(logits, rows, eos, stops, self.work, self.news, filters)
+        draw(logits, rows, eos, stops, self.work, self.ring, filters, self.turn)
 
     def _rounded(self, rows: int, width: int) -> Tensor:
         return self.rounded[: rows * width].view(rows, width)

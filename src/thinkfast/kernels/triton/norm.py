@@ -21,14 +21,18 @@ from thinkfast.kernels.triton.rounding import rounded_reference, store_row
 
 @triton.jit
 def _embed_norm(
-    TABLE, TOKEN, ACTIVE, WEIGHT, RESIDUAL, NORMED, eps, D: tl.constexpr, BD: tl.constexpr, PDL: tl.constexpr
-):
+    TABLE, TOKEN, ACTIVE, WEIGHT, RESIDUAL, NORMED, TURN, eps, D: tl.constexpr, BD: tl.constexpr, TURNS: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BD)
     slot = tl.load(ACTIVE + b)
     w = tl.load(WEIGHT + i, mask=i < D, other=0.0).to(tl.float32)
     wait(PDL)
     trigger(PDL)
+    if TURNS:
+        if b == 0:
+            tl.store(TURN, tl.load(TURN) + 1)
     token = tl.load(TOKEN + slot).to(tl.int64)
     x = tl.load(TABLE + token * D + i, mask=i < D, other=0.0)
     tl.store(RESIDUAL + b * D + i, x, mask=i < D)
@@ -84,20 +88,38 @@ def _warps(width: int) -> int:
 
 
 def embed_norm(
-    table: Tensor, tokens: Tensor, active: Tensor, weight: Tensor, residual: Tensor, normed: Tensor, eps: float
+    table: Tensor,
+    tokens: Tensor,
+    active: Tensor,
+    weight: Tensor,
+    residual: Tensor,
+    normed: Tensor,
+    eps: float,
+    turn: Tensor | None = None,
 ) -> None:
-    """residual [B, D] = table [V, D] rows of tokens [S] at slots active [B]; normed [B, D] its norm."""
+    """residual [B, D] = table [V, D] rows of tokens [S] at slots active [B]; normed [B, D] its norm; turn [1] int32, a
+    count of steps, is one more.
+    """
     rows, width = residual.shape
     _embed_norm[(rows,)](
-        table, tokens, active, weight, residual, normed, eps, width, power_of_two(width),
-        overlap(table.device), **options(_warps(width), table.device),
+        table, tokens, active, weight, residual, normed, active if turn is None else turn, eps, width,
+        power_of_two(width), turn is not None, overlap(table.device), **options(_warps(width), table.device),
     )  # fmt: skip
 
 
 def embed_norm_reference(
-    table: Tensor, tokens: Tensor, active: Tensor, weight: Tensor, residual: Tensor, normed: Tensor, eps: float
+    table: Tensor,
+    tokens: Tensor,
+    active: Tensor,
+    weight: Tensor,
+    residual: Tensor,
+    normed: Tensor,
+    eps: float,
+    turn: Tensor | None = None,
 ) -> None:
     """``embed_norm`` in torch."""
+    if turn is not None:
+        turn += 1
     residual.copy_(table[tokens[active.long()].long()])
     normed.copy_(torch.rms_norm(residual.float(), weight.shape, weight.float(), eps))
 

@@ -113,8 +113,8 @@ def _uniform(key, counter):
 @triton.jit
 def _pick(
     LOGITS, SUMS, FOUND, NEWS, ACTIVE, TOKEN, ALIVE, POSITION, DRAWN, LIMIT, KEY, STOP, INVERSE, TOP_K, TOP_P, MIN_P,
-    GREEDY, WATCH, EOS, STOPS, V, stride, news,
-    J: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr, FILTERS: tl.constexpr, PDL: tl.constexpr,
+    GREEDY, WATCH, EOS, STOPS, TURN, V, stride, news,
+    J: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr, FILTERS: tl.constexpr, RING: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     j = tl.arange(0, BJ)
@@ -167,6 +167,8 @@ def _pick(
     ended = (tl.load(EOS + token) != 0) & (tl.load(WATCH + slot) != 0)
     code = tl.where(ended, 3, code)
     code = tl.where(bad, 4, code)
+    if RING > 1:
+        NEWS += (tl.load(TURN) % RING) * 4 * news
     tl.store(NEWS + b, code)
     tl.store(NEWS + news + b, token)
     tl.store(NEWS + 2 * news + b, logprob.to(tl.int32, bitcast=True))
@@ -305,10 +307,17 @@ def scan(logits: Tensor, rows: SampleRows, work: SampleWork, first: int = 0, end
 
 
 def draw(
-    logits: Tensor, rows: SampleRows, eos: Tensor, stops: Tensor, work: SampleWork, news: Tensor, filters: bool
+    logits: Tensor,
+    rows: SampleRows,
+    eos: Tensor,
+    stops: Tensor,
+    work: SampleWork,
+    news: Tensor,
+    filters: bool,
+    turn: Tensor | None = None,
 ) -> None:
     """Draw one token a row from logits [B, V], all of them scanned, and move the rows that are alive; ``news`` [NEWS, B
-    or more] int32.
+    or more] int32, or a ring [R, NEWS, B or more] of them, in pinned memory of the host's too: that of turn [1].
 
     eos [V] uint8 marks end tokens, stops [tables, V] uint8 tokens that may complete a stop string. Without
     ``filters`` rows must not ask for top_k, top_p or min_p. News of rows that have ended before mean nothing.
@@ -326,6 +335,7 @@ def draw(
         )  # fmt: skip
     _pick[(b,)](
         logits, work.sums, work.found, news, rows.active, rows.token, rows.alive, rows.position, rows.drawn,
-        rows.limit, rows.key, rows.stop, *limits, rows.watch_eos, eos, stops, v, stride, news.stride(0),
-        blocks, pad, BLOCK, filters, pdl, **options(4, dev),
+        rows.limit, rows.key, rows.stop, *limits, rows.watch_eos, eos, stops, rows.active if turn is None else turn,
+        v, stride, news.stride(-2), blocks, pad, BLOCK, filters, 1 if turn is None else news.shape[0], pdl,
+        **options(4, dev),
     )  # fmt: skip
