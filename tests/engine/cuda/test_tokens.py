@@ -57,7 +57,8 @@ def test_a_few_tokens_equal_the_plain_runners(
         for module in (cuda_plan, cuda_step):
             monkeypatch.setattr(module, "MOST_ROWS", 1)
         monkeypatch.setattr(cuda_step, "cuts", lambda rows: Cuts())
-        monkeypatch.setattr(cuda_step, "serves", lambda rows, weight: True)
+        if DEVICE == "cpu":  # a GPU has no room for its tiles in fp32
+            monkeypatch.setattr(cuda_step, "serves", lambda rows, weight: True)
     model = in_fp8(random_model(spec)) if fp8 else random_model(spec)
     there = in_fp8(random_model(spec).to(DEVICE)) if fp8 else random_model(spec).to(DEVICE)
     plan = make_cuda_plan(spec, 4, 128, F32, F32, None, folded_bytes(there))

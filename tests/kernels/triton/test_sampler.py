@@ -37,6 +37,9 @@ MIX = [PLAIN, replace(PLAIN, temperature=0.0), replace(PLAIN, temperature=2.0)]
 FILTERS = [*MIX[:2], replace(PLAIN, top_k=3), replace(PLAIN, top_p=0.6), replace(PLAIN, min_p=0.2, top_p=0.9, top_k=40)]
 GOES_ON, STOPS, LENGTH, EOS, ERROR = range(5)
 
+# Of news that nobody has written.
+UNSAID = -7
+
 
 def params_of(params: list[SamplingParams], count: int) -> RowParams:
     each = [params[i % len(params)] for i in range(count)]
@@ -52,9 +55,11 @@ def params_of(params: list[SamplingParams], count: int) -> RowParams:
 
 
 def run(
-    logits: Tensor, params: RowParams, device: torch.device, filters: bool, limit: int = 100
+    logits: Tensor, params: RowParams, device: torch.device, filters: bool, limit: int = 100, turn: int | None = None
 ) -> tuple[Tensor, SampleRows]:
-    """News [NEWS, B] of one step, and the rows after it; token 1 ends a row, token 2 may complete a stop string."""
+    """News [NEWS, B] of one step, or with a ``turn`` a ring of four of them in the host's memory, and the rows after
+    it; token 1 ends a row, token 2 may complete a stop string.
+    """
     b, v = logits.shape
     whole = torch.zeros(b, dtype=torch.int64)
     rows = SampleRows(
@@ -65,13 +70,28 @@ def run(
     rows = SampleRows(*(getattr(rows, name).to(device) for name in SampleRows.__slots__))
     eos, stops = torch.zeros(v, dtype=torch.uint8), torch.zeros(1, v, dtype=torch.uint8)
     eos[1] = stops[0, 2] = 1
-    news = torch.full((NEWS, b), -7, dtype=torch.int32, device=device)
+    news = torch.full((NEWS, b), UNSAID, dtype=torch.int32, device=device)
+    at = None
+    if turn is not None:
+        at = torch.tensor([turn], dtype=torch.int32, device=device)
+        news = torch.full((4, NEWS, b), UNSAID, dtype=torch.int32, pin_memory=device.type == "cuda")
     work = SampleWork.make(b, v, device)
     work.sums.fill_(float("nan"))
     logits = logits.to(device)
     scan(logits, rows, work)
-    draw(logits, rows, eos.to(device), stops.to(device), work, news, filters)
+    draw(logits, rows, eos.to(device), stops.to(device), work, news, filters, at)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     return news.cpu(), rows
+
+
+@pytest.mark.parametrize("turn", [0, 3, 6])
+def test_news_of_a_turn_are_written_to_its_place_and_no_other(turn: int, device: torch.device) -> None:
+    logits = torch.randn(3, BLOCK + 60, generator=torch.Generator().manual_seed(5))
+    want, _ = run(logits, params_of(MIX, 3), device, False)
+    ring, _ = run(logits, params_of(MIX, 3), device, False, turn=turn)
+    assert torch.equal(ring[turn % 4], want)
+    assert all((ring[i] == UNSAID).all() for i in range(4) if i != turn % 4)
 
 
 @pytest.mark.parametrize(("params", "filters"), [(MIX, False), (FILTERS, True)])

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from thinkfast.kernels.triton.product import can_cut
 from thinkfast.models.decoder import Decoder
 from thinkfast.models.fp8 import is_fp8
 from thinkfast.models.mixers import Mamba
@@ -54,8 +55,10 @@ def folded_bytes(model: Decoder) -> tuple[int, int]:
     # A bias would be divided with what it is added to.
     if is_fp8(model) or model.head_weight.dtype not in _DTYPES or model.spec.ssm_bias:
         return 0, 0
-    ups = sum(block.mlp.gate_up.weight.nbytes for block in model.blocks)
-    return sum(into.weight.nbytes for into in _inputs(model).values()), ups
+    ups = [block.mlp.gate_up.weight for block in model.blocks]
+    # Only gated.py divides behind gate and up.
+    second = sum(up.nbytes for up in ups if can_cut(up, up.shape[1]))
+    return sum(into.weight.nbytes for into in _inputs(model).values()), second
 
 
 def folded(model: Decoder, room: int) -> list[Folded]:

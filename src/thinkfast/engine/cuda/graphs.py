@@ -33,6 +33,7 @@ class Graphs:
         dev = eos.device
         self.active = torch.full((most,), dummy, dtype=torch.int32, device=dev)
         self.tiles = torch.full((max(1, most // 4), TILE_ROWS), -1, dtype=torch.int32, device=dev)
+        # None: steps of that kind are not captured.
         self._graphs: dict[tuple[int, bool, bool], Any] = {}
         self._pool: Any = None
 
@@ -50,29 +51,32 @@ class Graphs:
 
     def run(self, size: int, tiled: bool, filters: bool, capture: bool = True) -> None:
         """One step of the first ``size`` entries of ``active``."""
-        if self.active.device.type != "cuda" or not capture:
-            self._eager(size, tiled, filters)
-            return
         key = (size, tiled, filters)
         if key not in self._graphs:
-            self.capture(*key)
-        self._graphs[key].replay()
+            self._graphs[key] = self._prepared(*key, capture) if self.active.device.type == "cuda" else None
+        if (graph := self._graphs[key]) is None:
+            self._eager(*key)
+        else:
+            graph.replay()
 
-    def capture(self, size: int, tiled: bool, filters: bool) -> None:
-        """Record one kind of step. The rows run once, as nobody's, to compile what is new, and are then recorded."""
+    def _prepared(self, size: int, tiled: bool, filters: bool, capture: bool) -> Any:
+        """One kind of step, recorded. The rows run before it, as nobody's, to compile and to measure what is new."""
         kept, tiles, turn = self.active.clone(), self.tiles.clone(), self.step.turn.clone()
         self.active.fill_(self.step.state.token.shape[0] - 1)
         self.tiles.fill_(-1)
         self._eager(size, tiled, filters)
-        graph = torch.cuda.CUDAGraph()
-        # The pool is shared: graphs run one after another, and hold nothing between two steps.
-        with torch.cuda.graph(graph, pool=self._pool):
-            self._eager(size, tiled, filters)
-        self._pool = self._pool or graph.pool()
-        self._graphs[size, tiled, filters] = graph
+        self.step.products.learn()
+        graph = None
+        if capture:
+            graph = torch.cuda.CUDAGraph()
+            # The pool is shared: graphs run one after another, and hold nothing between two steps.
+            with torch.cuda.graph(graph, pool=self._pool):
+                self._eager(size, tiled, filters)
+            self._pool = self._pool or graph.pool()
         self.active.copy_(kept)
         self.tiles.copy_(tiles)
         self.step.turn.copy_(turn)
+        return graph
 
     def forget(self, stops: Tensor) -> None:
         """Drop all captures because the table of stop strings lies elsewhere now."""

@@ -1,8 +1,8 @@
 """The decode step on a GPU, from token to token: what a graph captures, for every mixer.
 
-Matrix products go to cuBLAS, those of few rows to kernels/triton/product.py and a feed-forward block's first of many to
-gated.py; everything between two of them is one kernel. All of it runs in buffers that stay where they are, because a
-graph replays addresses.
+Matrix products go to cuBLAS (products.py), those of few rows to kernels/triton/product.py and a feed-forward block's
+first of many to gated.py; everything between two of them is one kernel. All of it runs in buffers that stay where they
+are, because a graph replays addresses.
 
 Legend: B rows, D model width, F feed-forward width, V vocabulary.
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from thinkfast.engine.cuda.folding import Folded, folded
+from thinkfast.engine.cuda.products import Products, choices_file
 from thinkfast.engine.cuda.state import State
 from thinkfast.errors import ModelError
 from thinkfast.kernels.triton.attention import KVLayer, KVRows, SplitPlan, attend
@@ -43,28 +44,6 @@ RING = 4
 def splits(rows: int, kv_heads: int) -> int:
     """Shares of a row's context: enough programs for the whole chip and no more, since shares have to be merged."""
     return max(1, min(_MAX_SPLITS, _PROGRAMS // (rows * kv_heads)))
-
-
-def _project(
-    linear: nn.Linear | Fp8Linear, x: Tensor, scale: Tensor | None, out: Tensor, cut: Cut | None = None
-) -> Tensor:
-    """x [B, K] to [B, N], or with a ``cut`` to [R, B, N], at the beginning of ``out``, which has room for it; cuBLAS's
-    in eight bits, which take the rows' ``scale``, in the graph's own memory.
-    """
-    bias: Tensor | None = linear.bias
-    shape: tuple[int, ...] = (x.shape[0], linear.out_features)
-    if cut is not None and cut.shares > 1:
-        shape = (cut.shares, *shape)
-    out = out.view(-1)[: math.prod(shape)].view(shape)
-    scales = _scales(linear, scale)
-    if cut is not None:
-        product(x, linear.weight, out, cut, bias, scales=scales)
-        return out
-    if isinstance(linear, Fp8Linear) and scales is not None:
-        return linear.product(x, scales[0], out.dtype)[:, : linear.out_features]
-    if bias is None:
-        return torch.mm(x, linear.weight.t(), out=out)
-    return torch.addmm(bias, x, linear.weight.t(), out=out)
 
 
 def _scales(linear: nn.Linear | Fp8Linear, scale: Tensor | None) -> tuple[Tensor, Tensor] | None:
@@ -106,6 +85,7 @@ class Step:
         def buffer(width: int) -> Tensor:
             return torch.zeros(rows, width, dtype=weight.dtype, device=dev)
 
+        self.products = Products(dev, choices_file())
         heads = spec.n_heads * spec.head_dim
         wide = max((spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim, spec.in_proj_rows if spec.is_student else 0)
         self.residual, self.normed, self.update = buffer(spec.d_model), buffer(spec.d_model), buffer(spec.d_model)
@@ -192,24 +172,24 @@ class Step:
         for layer, copies, after, norm in zip(self.layers, without, [*without[1:], Folded()], norms, strict=True):
             block, mixer = layer.block, layer.block.mixer
             if isinstance(mixer, Attention) and layer.kv is not None:
-                qkv = _project(mixer.qkv, normed, scale, self.projected, cut.into)
+                qkv = self._project(mixer.qkv, normed, scale, self.projected, cut.into)
                 attend(qkv, layer.kv, kv_rows, plan, mixed, mixer.scale, mixer.norm_eps)
             elif isinstance(mixer, Mamba) and layer.mixer is not None:
                 if (into := copies.into) is not None:
-                    projected, undivided = _project(into, residual, None, self.projected), Undivided(residual, eps)
+                    projected, undivided = self._project(into, residual, None, self.projected), Undivided(residual, eps)
                 else:
-                    projected, undivided = _project(mixer.in_proj, normed, scale, self.projected, cut.into), None
+                    projected, undivided = self._project(mixer.in_proj, normed, scale, self.projected, cut.into), None
                 own = s.mixers[layer.number]
                 mix(projected, layer.mixer, own, mixer_rows, self.mixing, mixed, layer.number, undivided=undivided)
             if scale is not None:
                 round_rows(mixed, given, scale)
             gate_up = block.mlp.gate_up
             if copies.gate_up is not None and at_once:
-                torch.addmm(residual, given, mixer.out.weight.t(), out=residual)
+                self.products(given, mixer.out.weight, residual, add=True)
                 inverse_rms(residual, inverse, eps)
                 gated(residual, copies.gate_up, inner, inverse=inverse)
             else:
-                added = _project(mixer.out, given, scale, update, cut.out)
+                added = self._project(mixer.out, given, scale, update, cut.out)
                 add_norm(residual, added, block.post_norm.weight, normed, eps, scale)
                 if cut.gate_up is not None:
                     whole = self.inner[:b]
@@ -219,11 +199,11 @@ class Step:
                 elif at_once:
                     gated(normed, gate_up.weight, inner)
                 else:
-                    swiglu(_project(gate_up, normed, scale, both), inner, scale)
+                    swiglu(self._project(gate_up, normed, scale, both), inner, scale)
             if after.into is not None:
-                torch.addmm(residual, inner, block.mlp.down.weight.t(), out=residual)
+                self.products(inner, block.mlp.down.weight, residual, add=True)
                 continue
-            down = _project(block.mlp.down, inner, scale, update, cut.down)
+            down = self._project(block.mlp.down, inner, scale, update, cut.down)
             if norm is not None:
                 add_norm(residual, down, norm, normed, eps, scale)
         # The head stays as it is.
@@ -234,9 +214,31 @@ class Step:
             scan(logits, rows, self.work)
         else:
             for start, end in parts(b, spec.vocab_size, logits.element_size()):
-                torch.mm(exact, head[start:end].t(), out=logits[:, start:end])
+                self.products(exact, head[start:end], logits[:, start:end])
                 scan(logits, rows, self.work, start, end)
         draw(logits, rows, eos, stops, self.work, self.ring, filters, self.turn)
+
+    def _project(
+        self, linear: nn.Linear | Fp8Linear, x: Tensor, scale: Tensor | None, out: Tensor, cut: Cut | None = None
+    ) -> Tensor:
+        """x [B, K] to [B, N], or with a ``cut`` to [R, B, N], at the beginning of ``out``, which has room for it;
+        cuBLAS's in eight bits, which take the rows' ``scale``, in the graph's own memory.
+        """
+        bias: Tensor | None = linear.bias
+        shape: tuple[int, ...] = (x.shape[0], linear.out_features)
+        if cut is not None and cut.shares > 1:
+            shape = (cut.shares, *shape)
+        out = out.view(-1)[: math.prod(shape)].view(shape)
+        scales = _scales(linear, scale)
+        if cut is not None:
+            product(x, linear.weight, out, cut, bias, scales=scales)
+            return out
+        if isinstance(linear, Fp8Linear) and scales is not None:
+            return linear.product(x, scales[0], out.dtype)[:, : linear.out_features]
+        if bias is not None:
+            return torch.addmm(bias, x, linear.weight.t(), out=out)
+        self.products(x, linear.weight, out)
+        return out
 
     def _rounded(self, rows: int, width: int) -> Tensor:
         return self.rounded[: rows * width].view(rows, width)

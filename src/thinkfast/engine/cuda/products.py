@@ -1,0 +1,179 @@
+"""The step's matrix products by what measures fastest: torch's choice, or another of cuBLASLt's algorithms.
+
+A step that has not run with so many rows before runs once as nobody's (graphs.py). Products that are new then go to
+torch and are noted, with the weights of all layers; ``learn`` times every algorithm over them, a graph of launches
+each, so that weights come from memory as they do in a step. It happens once on a machine: what was chosen is kept in
+the cache and chosen again, so that the same prompts and seeds give the same tokens.
+
+Usage: ``products(x, weight, out)`` for out = x weight^T, ``products(x, weight, out, add=True)`` for out += x weight^T;
+``products.learn()`` when no graph is being captured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from thinkfast.errors import OutputError
+from thinkfast.files import atomic_write
+from thinkfast.kernels.cublaslt import WORKSPACE, Problem, Shape, load, reference, serves
+from thinkfast.models.sources.cache import cache_root
+
+# Set to 0 for torch's choice.
+SWITCH = "THINKFAST_MEASURED_PRODUCTS"
+# Launches in a row that are timed, at least and at most, and times they are: the fastest counts, since nothing makes a
+# kernel faster.
+_FEWEST, _MOST, _ROUNDS = 4, 16, 4
+# Algorithms, the fastest, that are tried with other clusters too.
+_VARIED = 3
+# Torch's stays where another is not faster by this: figures of two runs differ by less.
+_GAIN = 0.99
+TORCH = "torch"
+_ALGORITHM = re.compile("[0-9a-f]{128}")
+
+Call = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """``algorithm`` None: torch's."""
+
+    problem: Problem
+    algorithm: bytes | None
+
+
+class Products:
+    """Products on ``device``; choices are kept in the file ``store``, None for not at all."""
+
+    def __init__(self, device: torch.device, store: Path | None) -> None:
+        self._lt = load() if device.type == "cuda" and os.environ.get(SWITCH) != "0" else None
+        self._chosen: dict[Shape, _Chosen] = {}
+        self._asked: dict[Shape, list[Call]] = {}
+        if self._lt is None:
+            return
+        self._workspace = torch.empty(WORKSPACE, dtype=torch.uint8, device=device)
+        name = torch.cuda.get_device_name(device)
+        self._store = Choices(store, f"{name}, cuBLASLt {self._lt.version}")
+
+    def __call__(self, x: Tensor, weight: Tensor, out: Tensor, add: bool = False) -> None:
+        """out [B, N] = x [B, K] weight [N, K]^T, or with ``add`` that much more."""
+        if self._lt is not None and serves(x, weight, out):
+            shape = Shape.of(x, weight, out, add)
+            chosen = self._chosen.get(shape)
+            if chosen is None:
+                self._asked.setdefault(shape, []).append((x, weight, out))
+            elif chosen.algorithm is not None:
+                chosen.problem.run(chosen.algorithm, x, weight, out, self._workspace)
+                return
+        reference(x, weight, out, add)
+
+    def learn(self) -> None:
+        """Choose for what has been asked for since the last time. What has been asked for is written over."""
+        asked, self._asked = self._asked, {}
+        if self._lt is None or not asked:
+            return
+        fresh: dict[str, str] = {}
+        for shape, calls in asked.items():
+            problem = self._lt.problem(shape)
+            name = " ".join(str(one) for one in astuple(shape))
+            kept = self._store.get(name)
+            algorithm = bytes.fromhex(kept) if kept and kept != TORCH else None
+            if kept is None or (algorithm is not None and not problem.takes(algorithm)):
+                algorithm = self._fastest(problem, shape, calls)
+                fresh[name] = TORCH if algorithm is None else algorithm.hex()
+            self._chosen[shape] = _Chosen(problem, algorithm)
+        self._store.keep(fresh)
+
+    def _fastest(self, problem: Problem, shape: Shape, calls: Sequence[Call]) -> bytes | None:
+        calls = (list(calls) * -(-_FEWEST // len(calls)))[-_MOST:]
+
+        def by(algorithm: bytes | None) -> Callable[[Call], None]:
+            if algorithm is None:
+                return lambda call: reference(*call, shape.add)
+            return lambda call: problem.run(algorithm, *call, self._workspace)
+
+        took: dict[bytes | None, float] = {}
+
+        def time(algorithms: Iterable[bytes | None]) -> None:
+            found = []
+            for algorithm in algorithms:
+                with suppress(RuntimeError):  # one that does not run is none
+                    found.append((algorithm, _recorded(by(algorithm), calls)))
+            for algorithm, graph in found * _ROUNDS:
+                took[algorithm] = min(took.get(algorithm, math.inf), _seconds(graph))
+
+        def fastest() -> list[bytes | None]:
+            return sorted(took, key=lambda algorithm: took[algorithm])
+
+        time((None, *problem.algorithms()))
+        ahead = [algorithm for algorithm in fastest() if algorithm is not None][:_VARIED]
+        time(sorted({variant for algorithm in ahead for variant in problem.variants(algorithm)} - took.keys()))
+        best = fastest()[0]
+        return best if took[best] < _GAIN * took[None] else None
+
+
+def _recorded(run: Callable[[Call], None], calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
+    run(calls[0])  # loads its kernel, which a capture does not allow
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            run(call)
+    return graph
+
+
+def _seconds(graph: torch.cuda.CUDAGraph) -> float:
+    """Of one replay."""
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    graph.replay()  # the launch of the first is not hidden behind another
+    began.record()
+    graph.replay()
+    ended.record()
+    ended.synchronize()
+    return float(began.elapsed_time(ended)) / 1e3
+
+
+class Choices:
+    """What was chosen on this ``machine``: names of products with algorithms in hexadecimal digits, in a JSON file."""
+
+    def __init__(self, path: Path | None, machine: str) -> None:
+        self._path, self._machine = path, machine
+        self._known = self._read().get(machine, {})
+
+    def _read(self) -> dict[str, dict[str, str]]:
+        try:
+            content = json.loads(self._path.read_text()) if self._path else {}
+        except (OSError, ValueError):
+            return {}
+        # What another version, or a person, has written is as good as nothing.
+        return content if isinstance(content, dict) and all(isinstance(one, dict) for one in content.values()) else {}
+
+    def get(self, name: str) -> str | None:
+        """What was chosen for a product, if it is known."""
+        known = str(self._known.get(name))
+        return known if known == TORCH or _ALGORITHM.fullmatch(known) else None
+
+    def keep(self, chosen: dict[str, str]) -> None:
+        """Add to the file what is new; where it cannot be written, this process alone knows."""
+        self._known |= chosen
+        if self._path is None or not chosen:
+            return
+        # Another process may have written since.
+        content = self._read()
+        content[self._machine] = content.get(self._machine, {}) | chosen
+        with suppress(OutputError, OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(self._path, json.dumps(content, indent=1) + "\n")
+
+
+def choices_file() -> Path:
+    """Where they are kept."""
+    return cache_root() / "products.json"
