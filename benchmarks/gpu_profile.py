@@ -38,30 +38,31 @@ UNITS = {"nsecond": 1e-9, "ns": 1e-9, "usecond": 1e-6, "us": 1e-6, "msecond": 1e
 UNITS |= {"byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
 NCU = "/usr/local/cuda/bin/ncu"
 AT_REST, FIRST, MOST = 1.5, 30, 2000
-# Kernels that are not products, by what they belong to; what follows one of them tells which product the next is.
+# Kernels that are not products, by what they belong to.
 PARTS = {
-    "_embed_norm": "norms", "_add_norm": "norms", "prepare": "mixer", "advance": "mixer", "whole": "mixer",
-    "_attend": "attention", "_attend_prompt": "attention", "_merge": "attention", "_swiglu": "SwiGLU",
-    "_scan": "sampler", "_pick": "sampler", "_filtered": "sampler", "_round_rows": "norms",
+    "_embed_norm": "norms", "_add_norm": "norms", "_inverse_rms": "norms", "prepare": "mixer", "advance": "mixer",
+    "whole": "mixer", "_attend": "attention", "_attend_prompt": "attention", "_merge": "attention",
+    "_swiglu": "SwiGLU", "_scan": "sampler", "_pick": "sampler", "_filtered": "sampler", "_round_rows": "norms",
 }  # fmt: skip
+# Products of a layer, each with the one behind it.
+BEHIND = {"out": "gate, up", "gate, up": "down", "down": "into"}
+MIXING = ("mixer", "attention")
 
 
 def roles(kernels: Iterable[str]) -> list[str]:
     """What each of a step's kernels, in order, is for."""
-    found, place, norms = [], "into", 0
+    found: list[str] = []
+    place = "into"
     for name in kernels:
         part = PARTS.get(name)
-        if name == "_add_norm":
-            norms += 1
-            place = "gate, up" if norms % 2 else "into"
-        elif part in ("mixer", "attention"):
+        if part in MIXING:
             place = "out"
-        elif part == "SwiGLU":
-            place = "down"
+        if part is None and "reduce" in name.lower():  # adds up what the one before has made in shares
+            part = found[-1]
         found.append(part or place)
-        if name in ("_gated", "_product") and place == "gate, up":
-            place = "down"
-    last = max((i for i, role in enumerate(found) if role == "norms"), default=0)
+        if part is None:
+            place = BEHIND.get(place, place)
+    last = max((i for i, role in enumerate(found) if role in MIXING), default=0)
     return [role if i <= last or role != "into" else "head" for i, role in enumerate(found)]
 
 
