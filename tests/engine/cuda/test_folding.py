@@ -14,12 +14,27 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from toy_models import SPECS, random_model
 
+from thinkfast.engine.cuda import folding
 from thinkfast.engine.cuda.folding import Folded, folded, folded_bytes
 from thinkfast.engine.cuda.plan import make_cuda_plan
 from thinkfast.models.fp8 import in_fp8
 from thinkfast.models.spec import ModelSpec
 
 BF16 = torch.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models here are fp32 on a CPU, also where there is a GPU: as if gated.py could read their weights."""
+    monkeypatch.setattr(folding, "can_cut", lambda weight, *widths: True)
+
+
+def test_gates_and_ups_that_are_not_multiplied_at_once_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(SPECS["pure"])
+    first, _ = folded_bytes(model)
+    monkeypatch.setattr(folding, "can_cut", lambda weight, *widths: False)
+    assert folded_bytes(model) == (first, 0)
+    assert all(copy.gate_up is None for copy in folded(model, 10**9))
 
 
 @pytest.mark.parametrize(("kind", "numbers"), [("teacher", []), ("hybrid", [2]), ("pure", [1, 2])])

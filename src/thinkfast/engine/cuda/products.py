@@ -12,12 +12,12 @@ Usage: ``products(x, weight, out)`` for out = x weight^T, ``products(x, weight, 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -94,38 +94,37 @@ class Products:
         self._store.keep(fresh)
 
     def _fastest(self, problem: Problem, shape: Shape, calls: Sequence[Call]) -> bytes | None:
-        calls = (list(calls) * -(-_FEWEST // len(calls)))[-_MOST:]
+        """The algorithm, or None where torch's is as fast."""
+        launches = (list(calls) * -(-_FEWEST // len(calls)))[-_MOST:]
 
-        def by(algorithm: bytes | None) -> Callable[[Call], None]:
+        def run(algorithm: bytes | None, call: Call) -> None:
             if algorithm is None:
-                return lambda call: reference(*call, shape.add)
-            return lambda call: problem.run(algorithm, *call, self._workspace)
+                reference(*call, shape.add)
+            else:
+                problem.run(algorithm, *call, self._workspace)
 
-        took: dict[bytes | None, float] = {}
-
-        def time(algorithms: Iterable[bytes | None]) -> None:
-            found = []
+        def timed(algorithms: Iterable[bytes | None]) -> dict[bytes | None, float]:
+            graphs = {}
             for algorithm in algorithms:
-                with suppress(RuntimeError):  # one that does not run is none
-                    found.append((algorithm, _recorded(by(algorithm), calls)))
-            for algorithm, graph in found * _ROUNDS:
-                took[algorithm] = min(took.get(algorithm, math.inf), _seconds(graph))
+                # One that does not run is none; torch's has to.
+                with suppress(RuntimeError) if algorithm else nullcontext():
+                    graphs[algorithm] = _recorded(partial(run, algorithm), launches)
+            took = [{algorithm: _seconds(graph) for algorithm, graph in graphs.items()} for _ in range(_ROUNDS)]
+            return {algorithm: min(one[algorithm] for one in took) for algorithm in graphs}
 
-        def fastest() -> list[bytes | None]:
-            return sorted(took, key=lambda algorithm: took[algorithm])
-
-        time((None, *problem.algorithms()))
-        ahead = [algorithm for algorithm in fastest() if algorithm is not None][:_VARIED]
-        time(sorted({variant for algorithm in ahead for variant in problem.variants(algorithm)} - took.keys()))
-        best = fastest()[0]
+        took = timed((None, *problem.algorithms()))
+        ahead = sorted((one for one in took if one is not None), key=lambda one: took[one])[:_VARIED]
+        variants = {variant for one in ahead for variant in problem.variants(one)}
+        took |= timed(sorted(variants - took.keys()))
+        best = min(took, key=lambda one: took[one])
         return best if took[best] < _GAIN * took[None] else None
 
 
-def _recorded(run: Callable[[Call], None], calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
-    run(calls[0])  # loads its kernel, which a capture does not allow
+def _recorded(run: Callable[[Call], None], launches: Sequence[Call]) -> torch.cuda.CUDAGraph:
+    run(launches[0])  # loads its kernel, which a capture does not allow
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for call in calls:
+        for call in launches:
             run(call)
     return graph
 
