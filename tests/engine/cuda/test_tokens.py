@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,3 +100,38 @@ def test_a_prefill_that_is_broken_off_leaves_nothing_behind(captured: bool, monk
     assert runner.usage == Usage(0, 0, 0, 0)
     for handle in runner.prefill(prompts):
         runner.close(handle)
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_after_a_step_that_was_broken_off_news_are_found_where_they_are(
+    launched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(SPEC).to(DEVICE)
+    runner = CudaRunner(model, make_cuda_plan(SPEC, 2, 128, F32, F32, None), NONE, capture=False)
+
+    def said() -> list[tuple[int, ...]]:
+        (prompt,) = runner.prefill([[5, 9, 11]])
+        runner.fork([Start(prompt, (RowStart(17, PARAMS, 9, 3), RowStart(99, PARAMS, 9, 3)), last=True)])
+        for _ in range(6):
+            runner.step()
+        found = [row.tokens[:6] for row in runner.said(range(2))]
+        runner.release(range(2))
+        return found
+
+    want = said()
+    assert all(len(set(tokens)) > 1 for tokens in want)
+    run = runner.graphs.run
+
+    def broken_off(*kind: Any, capture: bool) -> None:
+        if launched:
+            run(*kind, capture=capture)
+        raise KeyboardInterrupt
+
+    (prompt,) = runner.prefill([[7]])
+    runner.fork([Start(prompt, (RowStart(3, PARAMS, 9, 1),), last=True)])
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.graphs, "run", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            runner.step()
+    runner.release([0])
+    assert said() == want

@@ -144,8 +144,12 @@ class CudaRunner:
     @torch.inference_mode()
     def step(self) -> Ints:
         """Launch a step of every row; returns the rows' codes of the step, or first draw, before."""
-        self.graphs.run(*self._kind, capture=self._capture)
-        self._turn = (self._turn + 1) % RING
+        try:
+            self.graphs.run(*self._kind, capture=self._capture)
+            self._turn = (self._turn + 1) % RING
+        except BaseException:  # only the device knows by now how many steps there have been
+            self._turn = int(self._decode.turn) % RING
+            raise
         self._flights.add(self._decode.ring[self._turn], self._slots)
         self._flights.land(keep=1)
         return self._flights.codes(self._slots)
