@@ -216,7 +216,7 @@ def test_a_budget_ends_the_run_and_cuts_what_is_not_finished(config: EvalConfig,
         assert all(row.finish in ("stop", "length") for row in mine)
         assert record.wall_seconds < budget + 1.0
         # A unit may be whole a moment before the budget ends, and be written to the log when it has ended.
-        assert record.wall_seconds >= (budget if record.cut else 0.9 * budget)
+        assert record.wall_seconds >= (budget if record.cut else 0.5 * budget)
         assert record.ended == "seconds"
         assert record.complete_samples == 2 * ((record.samples + record.cut) // 12 - (record.cut > 0))
     again = evaluate(replace(config, n=None, seconds=budget, max_tokens=200), out)
