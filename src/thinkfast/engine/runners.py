@@ -18,6 +18,7 @@ from thinkfast.engine.pages import Ints, Moves
 from thinkfast.engine.plan import MemoryPlan, available_memory
 from thinkfast.engine.rows import Said
 from thinkfast.engine.runner import Runner, Start
+from thinkfast.errors import InputError
 from thinkfast.kernels.available import triton_works
 from thinkfast.models.decoder import Decoder
 from thinkfast.models.fp8 import weight_bytes
@@ -96,9 +97,18 @@ def plan_for(model: Decoder, max_batch: int, max_len: int | None, state_dtype: t
 
 
 def make_runner(model: Decoder, plan: MemoryPlan, eos_ids: frozenset[int], keep_hidden: bool = False) -> AnyRunner:
-    """The runner for ``model`` within a plan of ``plan_for``; the captured one keeps no hidden states."""
-    if captured(model.spec, model.head_weight.device):
+    """The runner for ``model`` within a plan of ``plan_for``; the captured one keeps no hidden states.
+
+    Errors: InputError where the model is on another GPU than torch's current one, on which kernels would be launched.
+    """
+    device = model.head_weight.device
+    if captured(model.spec, device):
         from thinkfast.engine.cuda.runner import CudaRunner
 
+        if device.index != (current := torch.cuda.current_device()):
+            raise InputError(
+                f"the model is on {device}, and kernels would be launched on cuda:{current}",
+                remedy=f"set CUDA_VISIBLE_DEVICES={device.index} and use cuda",
+            )
         return CudaRunner(model, plan, eos_ids)
     return Runner(model, plan, eos_ids, keep_hidden)

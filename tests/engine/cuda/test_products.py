@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,11 @@ def learned(store: Path | None) -> Products:
         made(*call)
     made.learn()
     return made
+
+
+def names_of(store: Path) -> list[str]:
+    """Of the products that are known."""
+    return [name for names in json.loads(store.read_text()).values() for name in names]
 
 
 def chosen(made: Products, library: Library) -> bytes | None:
@@ -218,13 +224,83 @@ def test_where_nothing_can_be_written_the_choice_stands_all_the_same(
 def test_two_processes_keep_what_both_have_found(tmp_path: Path) -> None:
     store = tmp_path / "products.json"
     one, two, other = Choices(store, "card"), Choices(store, "card"), Choices(store, "another card")
-    one.keep({"x": TORCH})
-    two.keep({"y": A.hex()})
-    other.keep({"x": B.hex()})
-    now = Choices(store, "card")
-    assert (now.get("x"), now.get("y"), now.get("z")) == (TORCH, A.hex(), None)
+    assert one.keep("x", TORCH) == TORCH
+    assert two.keep("y", A.hex()) == A.hex()
+    assert other.keep("x", B.hex()) == B.hex()
+    for now in (one, two, Choices(store, "card")):
+        assert (now.get("x"), now.get("y"), now.get("z")) == (TORCH, A.hex(), None)
     assert Choices(store, "another card").get("x") == B.hex()
-    assert [path.name for path in tmp_path.iterdir()] == ["products.json"]
+    # The first is everyone's; of what is of no use another takes the place.
+    assert two.keep("x", C.hex()) == TORCH
+    assert two.keep("y", C.hex(), instead=A.hex()) == C.hex()
+    assert one.get("y") == C.hex()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["products.json", "products.lock"]
+
+
+def write_many(store: Path, names: list[str], start: Any) -> None:
+    start.wait()
+    for name in names:
+        Choices(store, "card").keep(name, A.hex())
+
+
+def test_no_choice_of_processes_that_write_at_once_is_lost(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    start = spawn.Barrier(3)
+    each = [[f"{who} {n}" for n in range(20)] + ["all"] for who in range(3)]
+    there = [spawn.Process(target=write_many, args=(tmp_path / "products.json", names, start)) for names in each]
+    for process in there:
+        process.start()
+    for process in there:
+        process.join()
+        assert process.exitcode == 0
+    found = json.loads((tmp_path / "products.json").read_text())["card"]
+    assert found.keys() == {name for names in each for name in names}
+
+
+def test_of_two_that_measure_at_once_the_first_ones_choice_is_everyones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = tmp_path / "products.json"
+    library = Library(monkeypatch, {None: 5.0, A: 4.0, B: 4.5})
+    learned(store)
+    (name,) = names_of(store)
+    store.unlink()
+    fastest = Products._fastest
+
+    def meanwhile(*asked: Any) -> bytes | None:
+        Choices(store, "card, cuBLASLt 1").keep(name, B.hex())
+        return fastest(*asked)
+
+    monkeypatch.setattr(Products, "_fastest", meanwhile)
+    assert chosen(learned(store), library) == B
+
+
+@pytest.mark.parametrize("refuses", ["takes", "run"])
+def test_a_kept_algorithm_is_launched_before_it_is_captured(
+    refuses: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One that the library takes and does not run is measured anew."""
+    store = tmp_path / "products.json"
+    library = Library(monkeypatch, {None: 5.0, A: 4.0, B: 3.0})
+    learned(store)
+    library.ran.clear()
+    learned(store)
+    assert library.ran == [B]
+    if refuses == "run":
+        library.broken = B
+    else:
+        library.wants, library.took = {A}, {None: 5.0, A: 4.0}
+    assert chosen(learned(store), library) == A
+    assert chosen(learned(store), library) == A
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("THINKFAST_CACHE", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert module.choices_file() is None
 
 
 def test_switched_off_all_go_to_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

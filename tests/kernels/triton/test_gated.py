@@ -41,10 +41,12 @@ def test_gated(rows: int, width: int, k: int, undivided: bool, device: torch.dev
     want = torch.empty(rows, width, device=device, dtype=DTYPE)
     normed, inverse = x[:rows], None
     if undivided:
-        x *= 3 * torch.rand(rows + 3, 1, generator=generator).to(device, DTYPE) + 0.1
+        wider = x * (3 * torch.rand(rows + 3, 1, generator=generator).to(device, DTYPE) + 0.1)
         inverse = torch.full((rows + 3,), float("nan"), device=device)
+        normed = torch.rms_norm(wider[:rows].float(), (k,), None, 1e-5)
+        # One behind another, as in a step: the product begins before the kernel in front has ended.
+        x.copy_(wider)
         inverse_rms(x[:rows], inverse[:rows], 1e-5)
-        normed = torch.rms_norm(x[:rows].float(), (k,), None, 1e-5)
     gated(x[:rows], weight, out[:rows], TILE if ON_GPU else SMALL, inverse)
     product_reference(normed, weight, want, TILE, gated=True)
     error = (out[:rows].double() - want.double()).norm() / want.double().norm()

@@ -85,7 +85,7 @@ def run(
     return news.cpu(), rows
 
 
-@pytest.mark.parametrize("turn", [0, 3, 6])
+@pytest.mark.parametrize("turn", [0, 3, 6, 2**31 - 1, -(2**31), -3])
 def test_news_of_a_turn_are_written_to_its_place_and_no_other(turn: int, device: torch.device) -> None:
     logits = torch.randn(3, BLOCK + 60, generator=torch.Generator().manual_seed(5))
     want, _ = run(logits, params_of(MIX, 3), device, False)

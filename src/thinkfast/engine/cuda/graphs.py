@@ -1,7 +1,8 @@
 """Captured decode steps, one graph for each batch size and kind of step; on a CPU the step just runs.
 
 A batch is filled up to the next size with a slot that belongs to nobody. Sizes are close enough together that the
-filling costs little and few enough that capturing them all takes seconds.
+filling costs little and few enough that capturing them all takes seconds (and once on a machine a second or two more
+for each of more than 128 rows, products.py).
 
 Usage: ``graphs.run(rows=37, tiled=False, filters=False)``.
 """
@@ -62,20 +63,22 @@ class Graphs:
     def _prepared(self, size: int, tiled: bool, filters: bool, capture: bool) -> Any:
         """One kind of step, recorded. The rows run before it, as nobody's, to compile and to measure what is new."""
         kept, tiles, turn = self.active.clone(), self.tiles.clone(), self.step.turn.clone()
-        self.active.fill_(self.step.state.token.shape[0] - 1)
-        self.tiles.fill_(-1)
-        self._eager(size, tiled, filters)
-        self.step.products.learn()
         graph = None
-        if capture:
-            graph = torch.cuda.CUDAGraph()
-            # The pool is shared: graphs run one after another, and hold nothing between two steps.
-            with torch.cuda.graph(graph, pool=self._pool):
-                self._eager(size, tiled, filters)
-            self._pool = self._pool or graph.pool()
-        self.active.copy_(kept)
-        self.tiles.copy_(tiles)
-        self.step.turn.copy_(turn)
+        try:
+            self.active.fill_(self.step.state.token.shape[0] - 1)
+            self.tiles.fill_(-1)
+            self._eager(size, tiled, filters)
+            self.step.products.learn()
+            if capture:
+                graph = torch.cuda.CUDAGraph()
+                # The pool is shared: graphs run one after another, and hold nothing between two steps.
+                with torch.cuda.graph(graph, pool=self._pool):
+                    self._eager(size, tiled, filters)
+                self._pool = self._pool or graph.pool()
+        finally:
+            self.active.copy_(kept)
+            self.tiles.copy_(tiles)
+            self.step.turn.copy_(turn)
         return graph
 
     def forget(self, stops: Tensor) -> None:

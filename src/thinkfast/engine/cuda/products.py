@@ -3,7 +3,7 @@
 A step that has not run with so many rows before runs once as nobody's (graphs.py). Products that are new then go to
 torch and are noted, with the weights of all layers; ``learn`` times every algorithm over them, a graph of launches
 each, so that weights come from memory as they do in a step. It happens once on a machine: what was chosen is kept in
-the cache and chosen again, so that the same prompts and seeds give the same tokens.
+the cache and chosen again, by other processes too, so that the same prompts and seeds give the same tokens.
 
 Usage: ``products(x, weight, out)`` for out = x weight^T, ``products(x, weight, out, add=True)`` for out += x weight^T;
 ``products.learn()`` when no graph is being captured.
@@ -11,6 +11,7 @@ Usage: ``products(x, weight, out)`` for out = x weight^T, ``products(x, weight, 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -81,17 +82,28 @@ class Products:
         asked, self._asked = self._asked, {}
         if self._lt is None or not asked:
             return
-        fresh: dict[str, str] = {}
         for shape, calls in asked.items():
             problem = self._lt.problem(shape)
             name = " ".join(str(one) for one in astuple(shape))
-            kept = self._store.get(name)
-            algorithm = bytes.fromhex(kept) if kept and kept != TORCH else None
-            if kept is None or (algorithm is not None and not problem.takes(algorithm)):
+            known = self._store.get(name)
+            if known is None or not self._runs(problem, known, calls[0]):
                 algorithm = self._fastest(problem, shape, calls)
-                fresh[name] = TORCH if algorithm is None else algorithm.hex()
-            self._chosen[shape] = _Chosen(problem, algorithm)
-        self._store.keep(fresh)
+                found = TORCH if algorithm is None else algorithm.hex()
+                # Another process may have chosen in the meantime: then its choice is everyone's.
+                other = self._store.keep(name, found, instead=known)
+                known = other if self._runs(problem, other, calls[0]) else found
+            self._chosen[shape] = _Chosen(problem, None if known == TORCH else bytes.fromhex(known))
+
+    def _runs(self, problem: Problem, known: str, call: Call) -> bool:
+        """Whether what is known can be launched; after that its kernel is loaded, which a capture does not allow."""
+        if known == TORCH:
+            return True
+        algorithm = bytes.fromhex(known)
+        with suppress(RuntimeError):
+            if problem.takes(algorithm):
+                problem.run(algorithm, *call, self._workspace)
+                return True
+        return False
 
     def _fastest(self, problem: Problem, shape: Shape, calls: Sequence[Call]) -> bytes | None:
         """The algorithm, or None where torch's is as fast."""
@@ -145,7 +157,6 @@ class Choices:
 
     def __init__(self, path: Path | None, machine: str) -> None:
         self._path, self._machine = path, machine
-        self._known = self._read().get(machine, {})
 
     def _read(self) -> dict[str, dict[str, str]]:
         try:
@@ -157,22 +168,30 @@ class Choices:
 
     def get(self, name: str) -> str | None:
         """What was chosen for a product, if it is known."""
-        known = str(self._known.get(name))
+        known = str(self._read().get(self._machine, {}).get(name))
         return known if known == TORCH or _ALGORITHM.fullmatch(known) else None
 
-    def keep(self, chosen: dict[str, str]) -> None:
-        """Add to the file what is new; where it cannot be written, this process alone knows."""
-        self._known |= chosen
-        if self._path is None or not chosen:
-            return
-        # Another process may have written since.
-        content = self._read()
-        content[self._machine] = content.get(self._machine, {}) | chosen
+    def keep(self, name: str, chosen: str, instead: str | None = None) -> str:
+        """Add a choice to the file, unless another process was first, and return what is there; ``instead`` of one that
+        is of no use. Where it cannot be written, this process alone knows.
+        """
+        if self._path is None:
+            return chosen
         with suppress(OutputError, OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(self._path, json.dumps(content, indent=1) + "\n")
+            with self._path.with_suffix(".lock").open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if (known := self.get(name)) is not None and known != instead:
+                    return known
+                content = self._read()
+                content[self._machine] = content.get(self._machine, {}) | {name: chosen}
+                atomic_write(self._path, json.dumps(content, indent=1) + "\n")
+        return chosen
 
 
-def choices_file() -> Path:
-    """Where they are kept."""
-    return cache_root() / "products.json"
+def choices_file() -> Path | None:
+    """Where they are kept; None where nobody has a home."""
+    try:
+        return cache_root() / "products.json"
+    except RuntimeError:
+        return None

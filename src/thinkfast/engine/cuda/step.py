@@ -37,7 +37,8 @@ from thinkfast.models.mixers import Mamba
 # Programs that fill the chip, and most shares that a row's context is cut into.
 _PROGRAMS, _MAX_SPLITS = 1056, 16
 _PROMPT_SPLITS = 4
-# Steps whose news the host may not have read yet: the last, and the one before until the last has been launched.
+# Steps whose news the host may not have read yet, a power of two: the last, and the one before until the last has been
+# launched.
 RING = 4
 
 

@@ -79,8 +79,8 @@ def gated(x: Tensor, weight: Tensor, out: Tensor, tile: Cut = TILE, inverse: Ten
     """out [B, F] = silu(gate) * up of x [B, K] times weight [2 F, K], gate above up; what `product.can_cut` allows.
     Its reference is product.py's.
 
-    ``inverse`` [B] fp32: what gate and up of a row have yet to be multiplied by. Only ``norm.inverse_rms`` of x may be
-    launched between what wrote x, which has to be cuBLAS's, and this: x is read before that has ended.
+    ``inverse`` [B] fp32: what gate and up of a row have yet to be multiplied by, of ``norm.inverse_rms``, which has to
+    be the kernel in front: x is read before it has ended, but not before it has waited for what wrote x.
     """
     rows, k = x.shape
     width, dev = out.shape[1], x.device

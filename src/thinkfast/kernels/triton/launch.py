@@ -2,8 +2,9 @@
 
 Programmatic dependent launch lets a kernel's blocks start while the kernel before still drains. Every kernel here
 waits (``wait``) before it touches what an earlier kernel of the step wrote or reads; what it loads before that (row
-tables, weights, states) is written by other steps only, or was there before a kernel of cuBLAS's in front began, which
-waits for all before it (a residual, in mixer_kernels.prepare and gated.py).
+tables, weights, states) is written by other steps only, or was there before the kernel in front let this one begin: one
+of cuBLAS's, which begins and ends alone (a residual, in mixer_kernels.prepare), or one that waits before it triggers
+(norm.inverse_rms, for gated.py).
 
 Usage: ``kernel[grid](..., PDL=overlap(x.device), **options(4, x.device))``.
 """

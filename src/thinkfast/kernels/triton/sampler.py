@@ -168,7 +168,8 @@ def _pick(
     code = tl.where(ended, 3, code)
     code = tl.where(bad, 4, code)
     if RING > 1:
-        NEWS += (tl.load(TURN) % RING) * 4 * news
+        # A count that has run over is negative, and its remainder would be.
+        NEWS += (tl.load(TURN) & (RING - 1)) * 4 * news
     tl.store(NEWS + b, code)
     tl.store(NEWS + news + b, token)
     tl.store(NEWS + 2 * news + b, logprob.to(tl.int32, bitcast=True))
@@ -317,7 +318,8 @@ def draw(
     turn: Tensor | None = None,
 ) -> None:
     """Draw one token a row from logits [B, V], all of them scanned, and move the rows that are alive; ``news`` [NEWS, B
-    or more] int32, or a ring [R, NEWS, B or more] of them, in pinned memory of the host's too: that of turn [1].
+    or more] int32, or a ring [R, NEWS, B or more] of them, in pinned memory of the host's too: that of turn [1],
+    counted in rings of R, a power of two.
 
     eos [V] uint8 marks end tokens, stops [tables, V] uint8 tokens that may complete a stop string. Without
     ``filters`` rows must not ask for top_k, top_p or min_p. News of rows that have ended before mean nothing.
