@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -175,20 +177,6 @@ def test_what_is_known_is_not_measured_again(monkeypatch: pytest.MonkeyPatch, tm
     assert not library.timed
 
 
-def test_an_algorithm_that_the_library_does_not_take_is_measured_anew(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    store = tmp_path / "products.json"
-    library = Library(monkeypatch, {None: 5.0, A: 4.0, B: 3.0})
-    learned(store)
-    library.wants = {A}
-    library.took = {None: 5.0, A: 4.0}
-    assert chosen(learned(store), library) == A
-    library.timed.clear()
-    assert chosen(learned(store), library) == A
-    assert not library.timed
-
-
 @pytest.mark.parametrize("content", ["", '{"card, cuBLASLt 1": {"', "[]", '{"card, cuBLASLt 1": 3}', "\xff"])
 def test_a_file_that_makes_no_sense_is_as_good_as_none(
     content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -237,24 +225,34 @@ def test_two_processes_keep_what_both_have_found(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["products.json", "products.lock"]
 
 
-def write_many(store: Path, names: list[str], start: Any) -> None:
-    start.wait()
-    for name in names:
-        Choices(store, "card").keep(name, A.hex())
+WRITER = """
+import sys
+from pathlib import Path
+from thinkfast.engine.cuda.products import Choices
+store, who = Path(sys.argv[1]), sys.argv[2]
+print("ready", flush=True)
+sys.stdin.readline()
+for name in [*(f"{who} {n}" for n in range(20)), "all"]:
+    Choices(store, "card").keep(name, "01" * 64)
+"""
 
 
 def test_no_choice_of_processes_that_write_at_once_is_lost(tmp_path: Path) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    start = spawn.Barrier(3)
-    each = [[f"{who} {n}" for n in range(20)] + ["all"] for who in range(3)]
-    there = [spawn.Process(target=write_many, args=(tmp_path / "products.json", names, start)) for names in each]
+    store, writers = tmp_path / "products.json", ("0", "1", "2")
+    start = [sys.executable, "-c", WRITER, str(store)]
+    there = [subprocess.Popen([*start, who], stdin=PIPE, stdout=PIPE, text=True) for who in writers]
     for process in there:
-        process.start()
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
     for process in there:
-        process.join()
-        assert process.exitcode == 0
-    found = json.loads((tmp_path / "products.json").read_text())["card"]
-    assert found.keys() == {name for names in each for name in names}
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in there:
+        process.communicate()
+        assert process.returncode == 0
+    found = json.loads(store.read_text())["card"]
+    assert found.keys() == {f"{who} {n}" for who in writers for n in range(20)} | {"all"}
 
 
 def test_of_two_that_measure_at_once_the_first_ones_choice_is_everyones(
@@ -279,7 +277,7 @@ def test_of_two_that_measure_at_once_the_first_ones_choice_is_everyones(
 def test_a_kept_algorithm_is_launched_before_it_is_captured(
     refuses: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """One that the library takes and does not run is measured anew."""
+    """One that the library does not take, or takes and does not run, is measured anew, once."""
     store = tmp_path / "products.json"
     library = Library(monkeypatch, {None: 5.0, A: 4.0, B: 3.0})
     learned(store)
@@ -291,7 +289,9 @@ def test_a_kept_algorithm_is_launched_before_it_is_captured(
     else:
         library.wants, library.took = {A}, {None: 5.0, A: 4.0}
     assert chosen(learned(store), library) == A
+    library.timed.clear()
     assert chosen(learned(store), library) == A
+    assert not library.timed
 
 
 def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

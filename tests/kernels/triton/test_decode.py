@@ -92,9 +92,6 @@ def test_norms_and_gate(width: int, dtype: torch.dtype, device: torch.device) ->
         turn = torch.full((1,), 6, dtype=torch.int32, device=device)
         embed(table, tokens, active, weight, e, f, 1e-5, turn)
         assert turn.tolist() == [7]
-        again = torch.empty_like(e)
-        embed(table, tokens, active, weight, again, f, 1e-5)
-        assert torch.equal(again, e)
         pairs.append((x, y, e, f))
     for found, want in zip(*pairs, strict=True):
         close(found, want, tolerance(dtype))

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from thinkfast.kernels.triton.launch import trigger, wait
+from thinkfast.kernels.triton.norm import row_inverse_rms
 from thinkfast.kernels.triton.silu import silu
 
 
@@ -90,18 +91,6 @@ def _earlier(WEIGHT, cc, rest, gone, rate, ring, mine, there, step, b, x):
 
 
 @triton.jit
-def _inverse(ROW, eps, WIDE: tl.constexpr):
-    """One over the root mean square of WIDE entries."""
-    BLOCK: tl.constexpr = 1024
-    i = tl.arange(0, BLOCK)
-    squares = 0.0
-    for first in tl.static_range(0, WIDE, BLOCK):
-        x = tl.load(ROW + first + i, mask=first + i < WIDE, other=0.0).to(tl.float32)
-        squares += tl.sum(x * x, 0)
-    return tl.rsqrt(squares / WIDE + eps)
-
-
-@triton.jit
 def prepare(
     PROJECTED, CONV, HELD, STEPS, TAPS, CBIAS, RATE, DTB, SKIP, READ, REST, WEIGHT, INVERSE, GIVEN,
     ACTIVE, POSITION, DRAWN, KEY, eps, width,
@@ -145,7 +134,7 @@ def prepare(
     step3, b3, x3 = _held(HELD, STEPS, phase - 3, h, mine, 3 < count, H, K, P, N)
     if WIDE > 0:
         # What was projected was there before the projection began.
-        inverse = _inverse(GIVEN + b * WIDE, eps, WIDE)
+        inverse = row_inverse_rms(GIVEN + b * WIDE, eps, WIDE, 1024)
     wait(PDL)
     trigger(PDL)
     # All that is read comes before anything is written: a load behind a store waits for what is stored.

@@ -21,8 +21,7 @@ from thinkfast.kernels.triton.rounding import rounded_reference, store_row
 
 @triton.jit
 def _embed_norm(
-    TABLE, TOKEN, ACTIVE, WEIGHT, RESIDUAL, NORMED, TURN, eps, D: tl.constexpr, BD: tl.constexpr, TURNS: tl.constexpr,
-    PDL: tl.constexpr,
+    TABLE, TOKEN, ACTIVE, WEIGHT, RESIDUAL, NORMED, TURN, eps, D: tl.constexpr, BD: tl.constexpr, PDL: tl.constexpr
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BD)
@@ -30,9 +29,8 @@ def _embed_norm(
     w = tl.load(WEIGHT + i, mask=i < D, other=0.0).to(tl.float32)
     wait(PDL)
     trigger(PDL)
-    if TURNS:
-        if b == 0:
-            tl.store(TURN, tl.load(TURN) + 1)
+    if b == 0:
+        tl.store(TURN, tl.load(TURN) + 1)
     token = tl.load(TOKEN + slot).to(tl.int64)
     x = tl.load(TABLE + token * D + i, mask=i < D, other=0.0)
     tl.store(RESIDUAL + b * D + i, x, mask=i < D)
@@ -74,13 +72,22 @@ def _add_norm(
 
 
 @triton.jit
+def row_inverse_rms(ROW, eps, D: tl.constexpr, BLOCK: tl.constexpr) -> tl.tensor:
+    """One over the root mean square of D entries, BLOCK of them at a time."""
+    i = tl.arange(0, BLOCK)
+    squares = 0.0
+    for first in tl.static_range(0, D, BLOCK):
+        x = tl.load(ROW + first + i, mask=first + i < D, other=0.0).to(tl.float32)
+        squares += tl.sum(x * x, 0)
+    return tl.rsqrt(squares / D + eps)
+
+
+@triton.jit
 def _inverse_rms(X, OUT, eps, D: tl.constexpr, BD: tl.constexpr, PDL: tl.constexpr):
     b = tl.program_id(0).to(tl.int64)
-    i = tl.arange(0, BD)
     wait(PDL)
     trigger(PDL)
-    x = tl.load(X + b * D + i, mask=i < D, other=0.0).to(tl.float32)
-    tl.store(OUT + b, tl.rsqrt(tl.sum(x * x, 0) / D + eps))
+    tl.store(OUT + b, row_inverse_rms(X + b * D, eps, D, BD))
 
 
 def _warps(width: int) -> int:
@@ -95,15 +102,15 @@ def embed_norm(
     residual: Tensor,
     normed: Tensor,
     eps: float,
-    turn: Tensor | None = None,
+    turn: Tensor,
 ) -> None:
     """residual [B, D] = table [V, D] rows of tokens [S] at slots active [B]; normed [B, D] its norm; turn [1] int32, a
     count of steps, is one more.
     """
     rows, width = residual.shape
     _embed_norm[(rows,)](
-        table, tokens, active, weight, residual, normed, active if turn is None else turn, eps, width,
-        power_of_two(width), turn is not None, overlap(table.device), **options(_warps(width), table.device),
+        table, tokens, active, weight, residual, normed, turn, eps, width, power_of_two(width),
+        overlap(table.device), **options(_warps(width), table.device),
     )  # fmt: skip
 
 
@@ -115,11 +122,10 @@ def embed_norm_reference(
     residual: Tensor,
     normed: Tensor,
     eps: float,
-    turn: Tensor | None = None,
+    turn: Tensor,
 ) -> None:
     """``embed_norm`` in torch."""
-    if turn is not None:
-        turn += 1
+    turn += 1
     residual.copy_(table[tokens[active.long()].long()])
     normed.copy_(torch.rms_norm(residual.float(), weight.shape, weight.float(), eps))
 
