@@ -38,6 +38,8 @@ PROTOTYPE = re.compile(
 )
 # A cell that takes less than this is run so often, and its median told.
 SHORT_SECONDS, REPEATS = 1.0, 3
+# Tokens after which all rows of a cell have come in, and every size of a batch has been captured.
+ALL_IN = 64
 H100 = Machine("H100 80GB, measured", 790e12, ((1e9, 3.0e12),))
 
 
@@ -63,7 +65,7 @@ def cell(loaded: Loaded, b: int, p: int, o: int, state: str, samples: int, batch
             raise RuntimeError("a chain ended early")
         return seconds, min(firsts)
 
-    run(8, llm)
+    run(min(o, ALL_IN), llm)
     before, shorts = llm.stats.steps, [run(2, llm) for _ in range(REPEATS)]
     short_steps = (llm.stats.steps - before) // REPEATS
     short, first = (statistics.median(column) for column in zip(*shorts, strict=True))
