@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -124,6 +125,23 @@ def gpu(stem: str = "gpu-engine") -> str:
     return table([*head, "against the best teacher"], lines)
 
 
+def few_rows(stem: str) -> str:
+    """Tokens per second by model and rows, the median of all runs, of which some cells have many; against the
+    teacher's.
+    """
+    speeds: dict[tuple[str, int], list[float]] = {}
+    for one in result(stem)["ours"]:
+        speeds.setdefault((one["model"], one["B"]), []).extend(one["B"] * one["O"] / took for took in one["runs"])
+    speed = {key: statistics.median(each) for key, each in speeds.items()}
+    (teacher,) = {name for name, _ in speed if teaches(name)}
+    rows = sorted({b for _, b in speed})
+    lines = []
+    for name in sorted({name for name, _ in speed}, key=lambda each: (not teaches(each), each)):
+        cells = [(speed[name, b], speed[name, b] / speed[teacher, b], len(speeds[name, b])) for b in rows]
+        lines.append([name, *(f"{own:,.0f} ({ratio:.3f}x, {runs} runs)" for own, ratio, runs in cells)])
+    return table(["model", *(f"{b} rows" for b in rows)], lines)
+
+
 def prototype(stem: str) -> str:
     """A step of the 100-line prototype at a fixed context beside ours at the same one on average, in one lease."""
     found = result(stem)
@@ -212,6 +230,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "parity": parity,
     "gpu": gpu,
     "eight_bits": eight_bits,
+    "few_rows": few_rows,
     "profile": profile,
     "prototype": prototype,
     "queues": queues,

@@ -5,7 +5,7 @@
 #   benchmarks/gpu_table.sh long /tmp/t             # our engine, 4,096 new tokens (155 s)
 #   benchmarks/gpu_table.sh vllm /tmp/t llama-1b    # vLLM's teacher (160 to 240 s); pure-1b and hybrid-1b
 #   benchmarks/gpu_table.sh prototype /tmp/t        # the 100-line prototype's steps
-#   benchmarks/gpu_table.sh shapes /tmp/t           # 3B shapes and other d_state: results/gpu-shapes.json
+#   benchmarks/gpu_table.sh shapes /tmp/t           # 3B shapes and other d_state: results/gpu-shapes.json (180 s)
 #   benchmarks/gpu_table.sh merge /tmp/t results/gpu-engine.json   # needs no GPU; parts may lie in folders of their own
 #
 # TOOLS: the folder of vllm_bench.py and decode_step_prototype.py; VLLM: where vLLM is installed (pack_vllm.py).
