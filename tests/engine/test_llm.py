@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from toy_models import EOS, SPECS, engine, loaded, reference_logprobs
 
+from thinkfast.engine import runner as runner_module
 from thinkfast.engine.cache import PromptHandle, Usage
 from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import Chain, Request, SamplingParams
@@ -215,6 +217,33 @@ def test_cancel_ends_one_request_and_no_other(kind: str) -> None:
         mine = sorted((c for c in found if c.request == str(i)), key=lambda c: c.index)
         assert [c.tokens for c in mine] == expected[i]
     assert llm._runner.usage == EMPTY
+
+
+@pytest.mark.parametrize("where", ["prefill", "fork", "draw", "step"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_memory_that_runs_out_ends_in_the_plan_and_frees_what_was_in_flight(
+    where: str, n: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fork may fail before it has begun, or (draw) when its rows are there."""
+    llm = engine(kind, max_batch=2)
+    params = with_params(SAMPLED, n=n, max_tokens=20)
+    prompts = [prompt(5), prompt(6), prompt(7)]
+    expected = tokens(llm.generate(prompts, params))
+    place: Any = runner_module if where == "draw" else llm._runner
+    whole, calls = getattr(place, where), iter(range(10_000))
+
+    def short(*arguments: object) -> object:
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("no memory")
+        return whole(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, where, short)
+        with pytest.raises(CapacityError, match="memory ran out, though the plan had room: 2 rows") as told:
+            llm.generate(prompts, params)
+    assert "max_batch" in told.value.remedy
+    assert llm._runner.usage == EMPTY
+    assert tokens(llm.generate(prompts, params)) == expected
 
 
 def test_cancel_from_another_thread() -> None:

@@ -123,13 +123,14 @@ class Cache:
             for adopted in sole:
                 self._forget(self._row_prompt[adopted])
         for fork in forks:
-            if fork.last and fork.prompt.id in self._prompts:
+            if fork.last:
                 self.close(fork.prompt)
         return range(first, row)
 
     def close(self, handle: PromptHandle) -> None:
-        """No more forks of this prompt: its state goes now, its KV when its last row leaves."""
-        prompt = self._prompts[handle.id]
+        """No more forks of this prompt: its state goes now, its KV when its last row leaves; nothing if it is gone."""
+        if (prompt := self._prompts.get(handle.id)) is None:
+            return
         prompt.open = False
         if self._ssm is not None:
             self._ssm.drop(handle.id)

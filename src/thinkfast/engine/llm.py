@@ -8,20 +8,34 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from thinkfast.engine.cache import PAGE
+from thinkfast.engine.plan import MemoryPlan
 from thinkfast.engine.request import Chain, Request, SamplingParams
 from thinkfast.engine.runners import make_runner, plan_for
 from thinkfast.engine.scheduler import Limits, Scheduler
 from thinkfast.engine.session import Codec, Session, Stats
 from thinkfast.engine.stops import stop_table
-from thinkfast.errors import InputError
+from thinkfast.errors import CapacityError, InputError
 from thinkfast.models.fp8 import in_fp8
 from thinkfast.models.loading import Loaded, load_model
+
+
+@contextmanager
+def _planned(plan: MemoryPlan) -> Iterator[None]:
+    """Errors: CapacityError with the plan where a device's memory runs out all the same."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise CapacityError(
+            f"memory ran out, though the plan had room: {plan}",
+            remedy="see whether another program has come to the device, or pass a smaller max_batch or max_len",
+        ) from error
 
 
 class LLM:
@@ -39,7 +53,8 @@ class LLM:
             bytes and twice the rate of a GPU's products. Answers change a little; on a CPU it only costs time.
         keep_hidden: chains carry their hidden states (Chain.hidden), which a verifier reads for nothing.
 
-    Errors: ModelError, InputError, and CapacityError with the memory plan where it does not fit.
+    Errors: ModelError, InputError, and CapacityError with the memory plan where it does not fit, or memory runs out all
+    the same; what was in flight is freed then.
     """
 
     def __init__(
@@ -57,10 +72,10 @@ class LLM:
         if fp8_weights:
             loaded = replace(loaded, model=in_fp8(loaded.model))
         self.loaded, self.spec, self.tokenizer = loaded, loaded.spec, loaded.tokenizer
-        self.plan = plan_for(loaded.model, max_batch, max_len, state_dtype)
+        plan = self.plan = plan_for(loaded.model, max_batch, max_len, state_dtype)
         self.stats = Stats()
-        self._runner = make_runner(loaded.model, self.plan, self.tokenizer.eos_ids, keep_hidden)
-        plan = self.plan
+        with _planned(plan):
+            self._runner = make_runner(loaded.model, plan, self.tokenizer.eos_ids, keep_hidden)
         # A prefill of one prompt costs at least a decode step of the whole batch, and one of several little more: with
         # chains of L tokens, waiting for B * sqrt(2 / L) free rows costs least, a twelfth at L = 300.
         together = max(1, max_batch // 12)
@@ -127,7 +142,8 @@ class LLM:
         codec = Codec(self.tokenizer.decode_batch, self.tokenizer.eos_ids, self._stop)
         self._session = Session(self._runner, codec, self._limits, self.stats, started, deadline, fair)
         try:
-            yield from self._session.run(requests)
+            with _planned(self.plan):
+                yield from self._session.run(requests)
         finally:
             self._session = None
 

@@ -5,16 +5,19 @@ Usage: ``print(make_plan(spec, n_params, max_batch=64, max_len=1024, itemsize=4,
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 
 from thinkfast.engine.cache import PAGE
 from thinkfast.errors import CapacityError, InputError
+from thinkfast.models.room import mib
 from thinkfast.models.spec import ModelSpec
 
+# More rows than anyone asks for.
+_MOST_ROWS = 1 << 24
 # Prompts prefilled in one pass hold shared pages for a moment even when they then become a row's own.
 PREFILL_TOKENS = 1024
 
@@ -23,7 +26,8 @@ PREFILL_TOKENS = 1024
 class MemoryPlan:
     """Sizes the engine runs within; bytes are upper bounds, KV memory is only touched as it fills.
 
-    prompts: how many may have samples in flight and others that wait; each keeps a state for those.
+    prompts: how many may have samples in flight and others that wait; each keeps a state for those. largest: the most
+    rows that all fit at their full length, None where nobody knows what is there.
     """
 
     max_batch: int
@@ -38,6 +42,8 @@ class MemoryPlan:
     available_bytes: int | None
     prefill_tokens: int = PREFILL_TOKENS
     state_dtype: torch.dtype | None = None
+    graph_bytes: int = 0
+    largest: int | None = None
 
     @property
     def admissible_pages(self) -> int:
@@ -47,12 +53,17 @@ class MemoryPlan:
     @property
     def needed_bytes(self) -> int:
         """What the engine adds to the weights, which are loaded already."""
-        return self.kv_bytes + self.state_bytes + self.work_bytes + self.packed_bytes
+        return self.kv_bytes + self.state_bytes + self.work_bytes + self.packed_bytes + self.graph_bytes
 
     @property
     def fits(self) -> bool:
         """Whether that is there, as far as it is known."""
         return self.available_bytes is None or self.needed_bytes <= self.available_bytes
+
+    @property
+    def all_at_length(self) -> bool:
+        """Whether it fits with pages for all rows at their full length."""
+        return self.fits and (not self.pages or self.pages >= self.max_batch * -(-self.max_len // PAGE))
 
     def __str__(self) -> str:
         parts = (
@@ -61,15 +72,15 @@ class MemoryPlan:
             ("SSM states", self.state_bytes),
             ("workspace", self.work_bytes),
             ("packed weights", self.packed_bytes),
+            ("graphs and kernels", self.graph_bytes),
             ("needed beside the weights", self.needed_bytes),
             ("available", self.available_bytes),
         )
         head = f"{self.max_batch} rows of up to {self.max_len} tokens"
-        return "\n".join([head, *(f"  {name:<32}{_mib(size):>12}" for name, size in parts)])
-
-
-def _mib(size: int | None) -> str:
-    return "unknown" if size is None else f"{size / 2**20:,.1f} MiB"
+        lines = [head, *(f"  {name:<32}{mib(size):>12}" for name, size in parts)]
+        if self.largest is not None:
+            lines.append(f"  {'largest batch of such rows':<32}{self.largest:>12,}")
+        return "\n".join(lines)
 
 
 def make_plan(
@@ -102,13 +113,18 @@ def fitting_plan(
             remedy=f"pass max_len={spec.max_positions} or less",
         )
     plan = plan_of(max_batch, length)
+    if plan.available_bytes is not None:
+        plan = replace(plan, largest=_most(lambda rows: plan_of(rows, length).all_at_length, _MOST_ROWS))
     if not plan.fits:
-        rows = max_batch
-        while rows and not plan_of(rows, length).fits:
-            rows -= max(1, rows // 16)
+        rows = _most(lambda rows: plan_of(rows, length).fits, max_batch)
         remedy = f"pass max_batch={rows} or a smaller max_len" if rows else "pass a smaller max_len, or free memory"
         raise CapacityError(f"the engine does not fit in memory: {plan}", remedy=remedy)
     return plan
+
+
+def _most(holds: Callable[[int], bool], most: int) -> int:
+    """The largest number up to ``most`` for which that ``holds``, as it does for all smaller ones; else 0."""
+    return bisect_left(range(1, most + 1), True, key=lambda rows: not holds(rows))
 
 
 def _plan(spec: ModelSpec, rows: int, length: int, itemsize: int, available: int | None, packed: int) -> MemoryPlan:
@@ -122,16 +138,3 @@ def _plan(spec: ModelSpec, rows: int, length: int, itemsize: int, available: int
     # Twice: a prompt's state waits beside the rows that are forked from it. In fp32 whatever the weights are in.
     state = 2 * rows * spec.state_bytes(max(itemsize, 4))
     return MemoryPlan(rows, length, rows, pages, spec.n_params * itemsize, kv, state, work, packed, available)
-
-
-def available_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on ``device``; None where the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None

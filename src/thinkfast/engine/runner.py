@@ -19,12 +19,13 @@ from torch import Tensor
 from thinkfast.engine.cache import PAGE, Cache, Fork, PromptHandle, Usage
 from thinkfast.engine.native import NativeStep, native_draw, native_library
 from thinkfast.engine.pages import Ints, Moves
-from thinkfast.engine.plan import MemoryPlan, available_memory, make_plan
+from thinkfast.engine.plan import MemoryPlan, make_plan
 from thinkfast.engine.rows import Rows, RowStart, Said
 from thinkfast.engine.sampler import Draw, Mix, RowParams, draw, mix_of
 from thinkfast.models.decoder import Decoder
 from thinkfast.models.fp8 import is_fp8
 from thinkfast.models.ragged import Ragged
+from thinkfast.models.room import available_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +124,21 @@ class Runner:
         """
         forks = [Fork(s.prompt, len(s.rows), s.last) for s in starts]
         new = self.cache.fork(forks)
-        self.rows.add([row for s in starts for row in s.rows])
-        hidden, logits = (
-            torch.cat([self._ends[s.prompt.id][of].expand(len(s.rows), -1) for s in starts]) for of in (0, 1)
-        )
+        try:
+            self.rows.add([row for s in starts for row in s.rows])
+            hidden, logits = (
+                torch.cat([self._ends[s.prompt.id][of].expand(len(s.rows), -1) for s in starts]) for of in (0, 1)
+            )
+            params = self.rows.params(new.start, new.stop)
+            drawn = draw(logits, params, mix_of(params))
+            codes = _host(self.rows.accept(new.start, new.stop, drawn, hidden if self._keep_hidden else None))
+        except BaseException:  # out of memory, or a user who has waited enough: nobody else knows of these rows
+            self.rows.remove(new.start, self.cache.release(new))
+            raise
         for s in starts:
             if s.last:
                 del self._ends[s.prompt.id]
-        params = self.rows.params(new.start, new.stop)
-        drawn = draw(logits, params, mix_of(params))
-        return _host(self.rows.accept(new.start, new.stop, drawn, hidden if self._keep_hidden else None))
+        return codes
 
     @torch.inference_mode()
     def step(self) -> Ints:
@@ -156,8 +162,8 @@ class Runner:
 
     @torch.inference_mode()
     def close(self, prompt: PromptHandle) -> None:
-        """No more forks of this prompt will follow."""
-        del self._ends[prompt.id]
+        """No more forks of this prompt will follow; nothing where that is known."""
+        self._ends.pop(prompt.id, None)
         self.cache.close(prompt)
 
     @property

@@ -15,13 +15,14 @@ from torch import Tensor
 from thinkfast.engine import runner
 from thinkfast.engine.cache import PromptHandle, Usage
 from thinkfast.engine.pages import Ints, Moves
-from thinkfast.engine.plan import MemoryPlan, available_memory
+from thinkfast.engine.plan import MemoryPlan
 from thinkfast.engine.rows import Said
 from thinkfast.engine.runner import Runner, Start
 from thinkfast.errors import InputError
 from thinkfast.kernels.available import triton_works
 from thinkfast.models.decoder import Decoder
 from thinkfast.models.fp8 import weight_bytes
+from thinkfast.models.room import available_memory
 from thinkfast.models.spec import ModelSpec
 
 

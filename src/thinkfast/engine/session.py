@@ -151,7 +151,7 @@ class Session:
             handles = self.runner.prefill([a.request.prompt for a in new])
             self._open.update(zip([a.prompt for a in new], handles, strict=True))
             self.stats.prefill_tokens += sum(len(a.request.prompt) for a in new)
-        starts = []
+        starts, entering = [], []
         for a in admissions:
             request, params = a.request, a.request.params
             samples = [Sample(request, request.first_index + a.first + i) for i in range(a.count)]
@@ -159,10 +159,13 @@ class Session:
             keys = [sample_key(params.seed, request.name or request.id, sample.index) for sample in samples]
             rows = tuple(RowStart(key, params, limit, len(request.prompt), stop) for key in keys)
             starts.append(Start(self._open[a.prompt], rows, a.last))
-            self._lineup += samples
+            entering += samples
+        codes = self.runner.fork(starts)
+        # Only now, lest a fork that breaks off leave rows that nobody has, or prompts that nobody closes.
+        self._lineup += entering
+        for a in admissions:
             if a.last:
                 del self._open[a.prompt]
-        codes = self.runner.fork(starts)
         self.stats.generated_tokens += len(codes)
         took = time.monotonic() - began
         self.stats.prefill_seconds += took

@@ -21,6 +21,7 @@ from thinkfast.errors import InputError, ModelError
 from thinkfast.models.checkpoint import HEAD, UnfoldableError, check_stock, convert_stock
 from thinkfast.models.decoder import Decoder
 from thinkfast.models.fp8 import in_fp8
+from thinkfast.models.room import require_room
 from thinkfast.models.shapes import PREFIX, random_decoder, random_spec
 from thinkfast.models.skeleton import skeleton
 from thinkfast.models.sources.catalogue import ASSETS, EMBEDDED
@@ -60,9 +61,9 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32, device: str
     """Load a model by name; see the module docstring for what a name may be.
 
     Memory: the weights in ``dtype`` and one tensor more. Errors: ModelError where the model is unknown, its files are
-    damaged, or weights and config disagree.
+    damaged, or weights and config disagree; CapacityError, before anything is read, where its weights do not fit.
     """
-    require_device(device)
+    device = require_device(device)
     if str(name).startswith(PREFIX):
         return _random(str(name), dtype, device)
     path = find_model(name)
@@ -82,8 +83,9 @@ def load_as(name: str | Path, precision: str, device: str | torch.device = "cpu"
     return replace(loaded, model=in_fp8(loaded.model)) if precision == "fp8" else loaded
 
 
-def _load(name: str | Path, path: Path, dtype: torch.dtype, device: str | torch.device) -> Loaded:
+def _load(name: str | Path, path: Path, dtype: torch.dtype, device: torch.device) -> Loaded:
     spec = read_spec(path)
+    require_room(spec, dtype, device)
     files = StockFiles.open(path)
     check_stock(files.shapes, spec)
     files.require_floating()
@@ -115,9 +117,10 @@ def require_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def _random(name: str, dtype: torch.dtype, device: str | torch.device) -> Loaded:
+def _random(name: str, dtype: torch.dtype, device: torch.device) -> Loaded:
     # Its tokenizer is the smallest there is: chains of random tokens have no text.
     spec, path = random_spec(name), ASSETS / "tiny"
+    require_room(spec, dtype, device)
     return Loaded(name, path, spec, random_decoder(spec, dtype, device), Tokenizer.from_dir(path), "")
 
 

@@ -124,8 +124,9 @@ class Book:
         return entries
 
     def close(self, handle: PromptHandle) -> None:
-        """No more forks: the prompt's slot goes now, its pages when its last row leaves."""
-        prompt = self[handle]
+        """No more forks: the prompt's slot goes now, its pages when its last row leaves; nothing if it is gone."""
+        if (prompt := self._prompts.get(handle.id)) is None:
+            return
         if prompt.open:
             self._free_slots.append(prompt.slot)
         prompt.open = False

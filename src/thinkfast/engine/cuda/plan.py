@@ -49,7 +49,7 @@ def _plan(
     size = dtype.itemsize
     prefill = PREFILL_TOKENS
     wide = max(3 * spec.d_ff, spec.in_proj_rows if spec.is_student else 0) + 6 * spec.d_model
-    work = GRAPH_BYTES + rows * (spec.vocab_size * size * 2 + wide * size + 32 * spec.n_heads * spec.head_dim)
+    work = rows * (spec.vocab_size * size * 2 + wide * size + 32 * spec.n_heads * spec.head_dim)
     # A prefill's activations, the keys and states it leaves behind, and the decays of its chunks in fp32.
     work += prefill * (wide * size + spec.kv_bytes_per_token(size) + (spec.n_heads * 640 if spec.is_student else 0))
     prompts = min(rows, OPEN_PROMPTS)
@@ -58,7 +58,7 @@ def _plan(
     page = PAGE * spec.kv_bytes_per_token(size)
     pages = rows * -(-length // PAGE) if spec.n_attention else 0
     kv = (pages + 1) * page if pages else 0
-    room, extra = None if available is None else available - work - states, 0
+    room, extra = None if available is None else available - work - states - GRAPH_BYTES, 0
     # Steps of few rows have no use for it, and where room is short pages serve better.
     for one in packed if rows > MOST_ROWS else ():
         if available is not None and room is not None and (room < kv + extra + one or one > available // _PACKED):
@@ -67,8 +67,9 @@ def _plan(
     if room is not None and pages and room < kv:
         pages = max(-(-length // PAGE), room // page - 1)
         kv = (pages + 1) * page
+    weights = spec.n_params * size
     return MemoryPlan(
-        rows, length, prompts, pages, spec.n_params * size, kv, states, work, extra, available, prefill, state
+        rows, length, prompts, pages, weights, kv, states, work, extra, available, prefill, state, GRAPH_BYTES
     )
 
 

@@ -99,14 +99,24 @@ class CudaRunner:
         entries: list[Entry] = []
         rows: list[RowStart] = []
         logits: list[Tensor] = []
+        first = len(self.book.rows)
         for start in starts:
             rows += start.rows
             entries += self.book.fork(start.prompt, [row.limit for row in start.rows], start.last)
             logits += [self._logits[start.prompt.id]] * len(start.rows)
+        if entries:
+            try:
+                self._enter(entries, rows, logits)
+            except BaseException:  # as in prefill
+                self._flights.leave(np.array([entry.slot for entry in entries]))
+                self.book.release(range(first, len(self.book.rows)))
+                raise
+        for start in starts:
             if start.last:
                 del self._logits[start.prompt.id]
-        if not entries:
-            return _NO_CODES
+        return _NO_CODES
+
+    def _enter(self, entries: Sequence[Entry], rows: Sequence[RowStart], logits: Sequence[Tensor]) -> None:
         slots = np.array([entry.slot for entry in entries])
         active = self.state.enter(entries, rows)
         self._flights.enter(slots)
@@ -114,13 +124,12 @@ class CudaRunner:
             self._filtered[entry.slot] = row.params.truncated
         at, graphs = self._decode, self.graphs
         given, where = at.logits[: len(rows)], at.sample_rows(active)
-        torch.stack(logits, out=given)
+        torch.stack(tuple(logits), out=given)
         filters = any(row.params.truncated for row in rows)
         scan(given, where, at.work)
         draw(given, where, graphs.eos, graphs.stops, at.work, at.news, filters)
         self._flights.send(at.news, slots)
         self._changed()
-        return _NO_CODES
 
     def _changed(self) -> None:
         """Rows have come or gone: tell the device which slots are rows now, and what they share."""
@@ -167,8 +176,8 @@ class CudaRunner:
         return moves
 
     def close(self, prompt: PromptHandle) -> None:
-        """No more forks of this prompt will follow."""
-        del self._logits[prompt.id]
+        """No more forks of this prompt will follow; nothing where that is known."""
+        self._logits.pop(prompt.id, None)
         self.book.close(prompt)
 
     @property
