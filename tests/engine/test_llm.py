@@ -17,6 +17,7 @@ from thinkfast.engine.cache import PromptHandle, Usage
 from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import Chain, Request, SamplingParams
 from thinkfast.engine.rng import sample_key, uniform
+from thinkfast.engine.session import Stats
 from thinkfast.errors import CapacityError, InputError
 
 EMPTY = Usage(0, 0, 0, 0)
@@ -244,6 +245,16 @@ def test_memory_that_runs_out_ends_in_the_plan_and_frees_what_was_in_flight(
     assert "max_batch" in told.value.remedy
     assert llm._runner.usage == EMPTY
     assert tokens(llm.generate(prompts, params)) == expected
+
+
+def test_what_is_prepared_says_the_same(kind: str) -> None:
+    llm, other = engine(kind), engine(kind)
+    for params in (SAMPLED, with_params(SAMPLED, top_k=5, stop=("a",))):
+        llm.prepare(params)
+        assert llm._runner.usage == EMPTY
+        assert llm.stats == Stats()
+        assert tokens(llm.generate([prompt(5)], params)) == tokens(other.generate([prompt(5)], params))
+        llm.stats = Stats()
 
 
 def test_cancel_from_another_thread() -> None:

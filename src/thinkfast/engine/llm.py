@@ -85,6 +85,16 @@ class LLM:
         self._pieces: list[str] | None = None
         self._session: Session | None = None
 
+    def prepare(self, params: SamplingParams) -> None:
+        """Do what the first steps of chains like these would have to, before a clock starts: on a GPU compile, measure
+        and capture steps of all batch sizes. It takes seconds, the first time on a machine more; on a CPU nothing.
+
+        Errors: CapacityError where memory runs out.
+        """
+        with _planned(self.plan):
+            self._stop(params.stop)
+            self._runner.prepare(params.truncated)
+
     def generate(
         self,
         prompts: Sequence[str | Sequence[int]],

@@ -99,6 +99,9 @@ class Runner:
         """Register the tokens [V] bool that may complete a stop string; returns the number for RowStart.stop."""
         return self.rows.add_stop_table(table)
 
+    def prepare(self, filters: bool) -> None:
+        """Nothing is captured here."""
+
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[PromptHandle]:
         """Run n prompts in one packed pass and keep their states and their next-token logits."""

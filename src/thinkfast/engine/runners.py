@@ -33,6 +33,10 @@ class AnyRunner(Protocol):
         """The number of a table of tokens that may complete a stop string."""
         ...
 
+    def prepare(self, filters: bool) -> None:
+        """Do beforehand what the first step of each batch size would do, for rows with ``filters`` or without."""
+        ...
+
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[PromptHandle]:
         """Run prompts and keep their states."""
         ...

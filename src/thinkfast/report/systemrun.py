@@ -186,6 +186,7 @@ class SystemRun:
         """Touch memory and kernels as a unit will: a full batch of a few tokens."""
         each = -(-rows // len(prompts))
         params = replace(self._params(each), max_tokens=WARM_UP_TOKENS, ignore_eos=True)
+        llm.prepare(params)  # chains of a unit end one by one: batches of all sizes
         chains = list(llm.stream([Request(f"warm-up {i}", prompt, params) for i, prompt in enumerate(prompts)]))
         judge(chains[0].text, "1", self.checker)
 

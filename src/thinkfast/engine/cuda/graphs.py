@@ -53,12 +53,17 @@ class Graphs:
     def run(self, size: int, tiled: bool, filters: bool, capture: bool = True) -> None:
         """One step of the first ``size`` entries of ``active``."""
         key = (size, tiled, filters)
-        if key not in self._graphs:
-            self._graphs[key] = self._prepared(*key, capture) if self.active.device.type == "cuda" else None
+        self.prepare(*key, capture)
         if (graph := self._graphs[key]) is None:
             self._eager(*key)
         else:
             graph.replay()
+
+    def prepare(self, size: int, tiled: bool, filters: bool, capture: bool = True) -> None:
+        """Record a kind of step, unless it has been; may be called between any two steps."""
+        key = (size, tiled, filters)
+        if key not in self._graphs:
+            self._graphs[key] = self._prepared(*key, capture) if self.active.device.type == "cuda" else None
 
     def _prepared(self, size: int, tiled: bool, filters: bool, capture: bool) -> Any:
         """One kind of step, recorded. The rows run before it, as nobody's, to compile and to measure what is new."""

@@ -67,6 +67,14 @@ class CudaRunner:
         return stops.shape[0] - 1
 
     @torch.inference_mode()
+    def prepare(self, filters: bool) -> None:
+        """Compile, measure and capture steps of all batch sizes, those of rows with ``filters`` or without."""
+        # The largest first: the others then run in its memory.
+        for size in self.graphs.sizes[::-1]:
+            for tiled in (False, True) if self.book.has_kv and self.graphs.room(size) else (False,):
+                self.graphs.prepare(size, tiled, filters, self._capture)
+
+    @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[PromptHandle]:
         """Run n prompts in one packed pass and keep their states and their next-token logits."""
         began = self._watch.start()
