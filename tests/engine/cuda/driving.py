@@ -19,10 +19,15 @@ LAST, MOST_TOKENS = [5, 9, 11], 9
 
 
 def drive(
-    model: Decoder, rows: int, state: torch.dtype, prompts: Sequence[Sequence[int]], steps: int
+    model: Decoder,
+    rows: int,
+    state: torch.dtype,
+    prompts: Sequence[Sequence[int]],
+    steps: int,
+    mix: Sequence[SamplingParams] = (PARAMS,),
 ) -> list[tuple[int, ...]]:
-    """What ``rows`` rows of LAST have said, the last step's tokens still on their way; of ``prompts`` as many as there
-    is room for are prefilled before it and closed.
+    """What ``rows`` rows of LAST have said, sampled as ``mix`` says in turn, the last step's tokens still on their way;
+    of ``prompts`` as many as there is room for are prefilled before it and closed.
     """
     weights = model.head_weight.dtype
     plan = make_cuda_plan(model.spec, rows, 256, weights, state, None, folded_bytes(model))
@@ -30,7 +35,8 @@ def drive(
     for prompt in runner.prefill(prompts[: plan.prompts]):
         runner.close(prompt)
     (prompt,) = runner.prefill([LAST])
-    runner.fork([Start(prompt, tuple(RowStart(i, PARAMS, MOST_TOKENS, len(LAST)) for i in range(rows)), last=True)])
+    starts = tuple(RowStart(i, mix[i % len(mix)], MOST_TOKENS, len(LAST)) for i in range(rows))
+    runner.fork([Start(prompt, starts, last=True)])
     for _ in range(steps):
         runner.step()
     return [row.tokens for row in runner.said(range(rows))]

@@ -29,5 +29,7 @@ def test_errors_of_narrow_states_do_not_pile_up_and_leave_answers_alone() -> Non
     given = answers(loaded, "tiny_test", limit=300, tokens=320)
     # Chains are greedy, so one token that falls to the other side may change all that follow.
     assert given["bf16"]["changed"] < 0.1, given
+    # 11.2 % of 500 (results/gpu-drift.json): of 300, four deviations of chance are another 7.3 %.
+    assert given["fp8"]["changed"] < 0.19, given
     assert abs(given["bf16"]["accuracy"] - given["fp32"]["accuracy"]) < 0.05, given
     assert abs(given["fp8"]["accuracy"] - given["fp32"]["accuracy"]) < 0.1, given

@@ -1,4 +1,4 @@
-"""Every kernel of the decode step against its torch reference, on random inputs with unwritten memory poisoned."""
+"""The norms, gates and mixers of a decode step against their torch references, with unwritten memory poisoned."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
 
-from thinkfast.kernels.triton.attention import TILE_ROWS, KVLayer, KVRows, SplitPlan, attend, attend_reference
+from comparing import NAN, close, tolerance
+
 from thinkfast.kernels.triton.mixer import (
     HOLD,
     MixerLayer,
@@ -37,40 +38,54 @@ from thinkfast.kernels.triton.swiglu import swiglu, swiglu_reference
 # The interpreter turns arrays of one element into numbers, of which numpy 2.3 warns.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-NAN = float("nan")
 # Triton's interpreter multiplies bf16 matrices as the integers that carry them, and takes a tenth of a second for each
 # program: it gets lists of its own, in which every branch is met once and no case is a skip.
 ON_GPU = torch.cuda.is_available()
-FLOATS = [torch.float32, torch.bfloat16, torch.float8_e4m3fn]
-ATTENTION = [(2, 3, 16, 16, 3, False), (1, 8, 32, 16, 1, True), (3, 1, 16, 16, 1, False), (2, 4, 64, 16, 2, True)]
+# What activations in bf16 add to an error. Rounded to the nearest, a number is off by 2^-9 at most, 0.0008 in the mean:
+# C is, which the reference keeps in fp32, and both results, 0.0014 together, and twice that where a row's sums cancel.
+# The interpreter cuts off instead, by up to 2^-7 and 0.003 in the mean, x and B as well.
+# A state that is rounded to bf16 at random is off by 0.0023 in the mean, which may show in all of y.
+ROUNDED = 5e-3 if ON_GPU else 1.2e-2
+FLOATS = F32, BF16, F8 = [torch.float32, torch.bfloat16, torch.float8_e4m3fn]
 SIZES = [(4, 2, 16, 16), (2, 2, 16, 32), (2, 1, 16, 128)]
-MIXERS: list[Any] = [(*sizes, dtype, None, 2) for sizes, dtype in zip(SIZES, FLOATS, strict=True)]
+MIXERS: list[Any] = [(*sizes, dtype, F32, None, 2) for sizes, dtype in zip(SIZES, FLOATS, strict=True)]
 # In one kernel, as so few rows are, and in two.
-MIXERS += [(4, 2, 16, 16, dtype, Tiling(each), 2) for dtype, each in zip(FLOATS, (1, 2, 1), strict=True)]
-KINDS = [(torch.float32, False)]
+MIXERS += [(4, 2, 16, 16, dtype, F32, Tiling(each), 2) for dtype, each in zip(FLOATS, (1, 2, 1), strict=True)]
+# Activations as the engine has them: heads of a real model, in one kernel and in two, and a group of eight.
+MIXERS += [(1, 1, 64, 64, BF16, BF16, None, 1), (2, 1, 128, 128, BF16, BF16, None, 1)]
+MIXERS += [(8, 1, 64, 16, F32, BF16, Tiling(2), 1)]
 if ON_GPU:
-    SPLITS = [(1, False), (3, False), (1, True), (2, True)]
-    HEADS = [(2, 3, 16, 16), (1, 8, 32, 16), (3, 1, 16, 16), (2, 4, 64, 16)]
-    ATTENTION = [(*heads, *split) for heads in HEADS for split in SPLITS]
-    # Heads of real models on pages of the engine's size: groups up to 8, heads of 64 and 128.
-    HEADS = [(2, 2, 128, 64), (4, 4, 64, 64), (1, 5, 64, 64), (1, 6, 128, 64), (1, 7, 64, 64), (1, 8, 128, 64)]
-    ATTENTION += [(*heads, *split) for heads in HEADS for split in ((3, False), (2, True))]
-    KINDS += [(torch.bfloat16, True)]
     SIZES = [(6, 2, 16, 16), (4, 4, 16, 32), (2, 1, 16, 128), (8, 2, 32, 64), (8, 8, 128, 16)]
     # In one kernel and in two, a head a program and as the step cuts them; and every batch cut in a way of its own.
     WAYS = [None, Tiling(1, 2, 4), Tiling(1, 4, whole=True)]
-    MIXERS = [(*sizes, dtype, way, 47) for sizes in SIZES for dtype in FLOATS for way in WAYS]
+    MIXERS = [(*sizes, dtype, F32, way, 47) for sizes in SIZES for dtype in FLOATS for way in WAYS]
     BATCHES = (1, 8, 9, 17, 33, 64, 65, 129, 256, 512, 1024)
-    MIXERS += [(32, 8, 64, n, torch.bfloat16, None, rows) for n in (16, 64) for rows in BATCHES]
-
-
-def close(found: Tensor, want: Tensor, bound: float) -> None:
-    error = (found.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30)
-    assert error < bound, float(error)
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    return 1e-2 if dtype == torch.bfloat16 else 2e-5
+    MIXERS += [(32, 8, 64, n, BF16, F32, None, rows) for n in (16, 64) for rows in BATCHES]
+    # Heads, states and groups of real models in bf16, few rows (in one kernel, where the step has one) and many.
+    REAL = [
+        (8, 64, 16),
+        (4, 64, 32),
+        (2, 64, 64),
+        (1, 64, 128),
+        (1, 128, 16),
+        (2, 128, 32),
+        (4, 128, 64),
+        (8, 128, 128),
+    ]
+    MIXERS += [(2 * group, 2, p, n, BF16, BF16, None, rows) for group, p, n in REAL for rows in (8, 300)]
+    # Other groups, and states of the other kinds.
+    REAL = [
+        (1, 64, 16),
+        (8, 64, 32),
+        (4, 64, 64),
+        (2, 64, 128),
+        (4, 128, 16),
+        (1, 128, 32),
+        (8, 128, 64),
+        (2, 128, 128),
+    ]
+    KINDS = zip(REAL, (F8, F32) * 4, strict=True)
+    MIXERS += [(2 * group, 2, p, n, ssm, BF16, None, 40) for (group, p, n), ssm in KINDS]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -135,75 +150,6 @@ def test_rows_in_eight_bits(width: int, dtype: torch.dtype, device: torch.device
     assert (found[2][1].float() == 0).all()
 
 
-class Context:
-    """Rows with contexts of their own and shared ones on random pages; unused memory is NaN."""
-
-    def __init__(self, kv: int, group: int, p: int, page: int, dtype: torch.dtype, device: torch.device) -> None:
-        g = torch.Generator().manual_seed(kv * p)
-        # (tokens shared, tokens before the newest): alone, sharing 5 tokens, sharing 2 pages and more.
-        rows = [(0, 0), (0, 1), (5, 5), (0, page), (5, 9), (2 * page, 2 * page), (0, 3 * page - 1)]
-        rows += [(2 * page, 3 * page + i) for i in range(TILE_ROWS + 2)] + [(5, 6)]
-        b, per = len(rows), 8
-        order = torch.randperm(b * per + 8, generator=g).tolist()
-        self.shared = {5: [order.pop() for _ in range(-(-5 // page))], 2 * page: [order.pop(), order.pop()]}
-        slots = torch.randperm(b + 3, generator=g)[:b]
-        size = b + 3
-        self.position, self.in_front = torch.zeros(size, dtype=torch.int64), torch.zeros(size, dtype=torch.int64)
-        table = torch.zeros(size, per, dtype=torch.int32)
-        shape = (b * per + 8, kv, page, p)
-        self.k, self.v = torch.full(shape, NAN).to(dtype), torch.full(shape, NAN).to(dtype)
-        for (shared, pos), slot in zip(rows, slots.tolist(), strict=True):
-            self.position[slot], self.in_front[slot] = pos, shared
-            front = self.shared.get(shared, []) if shared else []
-            own = [order.pop() for _ in range(-(-(pos - shared + 1) // page))]
-            table[slot, : len(front) + len(own)] = torch.tensor(front + own)
-            for pages, count in ((front, shared), (own, pos - shared)):
-                for t in range(count):
-                    for pool in (self.k, self.v):
-                        if not pool[pages[t // page], 0, t % page, 0].isfinite():
-                            pool[pages[t // page], :, t % page] = torch.randn(kv, p, generator=g).to(dtype)
-        self.qkv = torch.randn(b, (group + 2) * kv * p, generator=g).to(device, dtype)
-        angles = torch.arange(int(self.position.max()) + 1)[:, None] * torch.rand(p // 2, generator=g)
-        self.k, self.v = self.k.to(device), self.v.to(device)
-        moved = (self.position, self.in_front, table, angles.cos(), angles.sin())
-        self.rows = KVRows(slots.to(device, torch.int32), *(t.to(device).contiguous() for t in moved))
-        members = {n: [i for i, (shared, _) in enumerate(rows) if shared == n] for n in self.shared}
-        tiles = [m[i : i + TILE_ROWS] for m in members.values() for i in range(0, len(m), TILE_ROWS)] + [[]]
-        self.tiles = torch.tensor([t + [-1] * (TILE_ROWS - len(t)) for t in tiles], dtype=torch.int32, device=device)
-        self.norms = [(1 + 0.1 * torch.randn(p, generator=g)).to(device, dtype) for _ in range(2)]
-
-    def plan(self, splits: int, prompt_splits: int, tiled: bool, heads: int, p: int) -> SplitPlan:
-        count = self.qkv.shape[0] * (splits + prompt_splits)
-        parts = torch.full((count, heads, p), NAN, device=self.qkv.device)
-        return SplitPlan(splits, prompt_splits, self.tiles if tiled else None, parts, parts[:, :, 0].contiguous())
-
-
-@pytest.mark.parametrize(("kv", "group", "p", "page", "splits", "tiled"), ATTENTION)
-@pytest.mark.parametrize(("dtype", "norm"), KINDS)
-def test_attention(
-    kv: int,
-    group: int,
-    p: int,
-    page: int,
-    splits: int,
-    tiled: bool,
-    dtype: torch.dtype,
-    norm: bool,
-    device: torch.device,
-) -> None:
-    context = Context(kv, group, p, page, dtype, device)
-    heads = kv * group
-    found, caches = [], []
-    for run in (attend, attend_reference):
-        layer = KVLayer(context.k.clone(), context.v.clone(), *(context.norms if norm else ()))
-        out = torch.full((context.qkv.shape[0], heads * p), NAN, dtype=dtype, device=device)
-        run(context.qkv, layer, context.rows, context.plan(splits, 2, tiled, heads, p), out, p**-0.5, 1e-5)
-        found.append(out)
-        caches.append(torch.stack((layer.k, layer.v)).nan_to_num(7.0))
-    close(found[0], found[1], tolerance(dtype))
-    close(caches[0], caches[1], tolerance(dtype))
-
-
 def mixer(
     heads: int, kv: int, p: int, n: int, ssm: torch.dtype, dtype: torch.dtype, device: torch.device, slots: int
 ) -> tuple[MixerLayer, MixerState]:
@@ -232,13 +178,14 @@ def mixer(
 
 
 @pytest.mark.parametrize("wide", [0, 1100])
-@pytest.mark.parametrize(("heads", "kv", "p", "n", "ssm", "cut", "count"), MIXERS)
+@pytest.mark.parametrize(("heads", "kv", "p", "n", "ssm", "dtype", "cut", "count"), MIXERS)
 def test_mixer(
     heads: int,
     kv: int,
     p: int,
     n: int,
     ssm: torch.dtype,
+    dtype: torch.dtype,
     cut: Tiling | None,
     count: int,
     wide: int,
@@ -249,7 +196,7 @@ def test_mixer(
     """
     slots = count + 3
     active = torch.randperm(slots, generator=torch.Generator().manual_seed(2))[:count].tolist()
-    layer, state = mixer(heads, kv, p, n, ssm, torch.float32, device, slots)
+    layer, state = mixer(heads, kv, p, n, ssm, dtype, device, slots)
     plain = state.ssm.float() * (state.scale[..., None, None] if ssm == torch.float8_e4m3fn else 1)
     want_state = MixerState(plain, state.scale, state.conv.clone(), state.held.clone(), state.steps)
     rows = MixerRows(
@@ -258,23 +205,27 @@ def test_mixer(
     )  # fmt: skip
     g = torch.Generator().manual_seed(1)
     width = heads * p + kv * (p + n) + heads * n + heads
-    bound = {torch.float32: 3e-5, torch.bfloat16: 2e-2, torch.float8_e4m3fn: 8e-2}[ssm]
+    bound = {F32: 3e-5, BF16: 2e-2, F8: 8e-2}[ssm]
+    if dtype == BF16:
+        bound = ROUNDED + {F32: 0, BF16: 5e-3, F8: 8e-2}[ssm]
     for _ in range(2 * HOLD + 2):
         projected = torch.randn(len(active), width, generator=g).to(device)
         undivided = None
         if wide:
             residual = torch.randn(len(active), wide, generator=g) * torch.rand(len(active), 1, generator=g) * 9
-            undivided = Undivided(residual.to(device), 1e-5)
-            projected *= undivided.residual.square().mean(1, keepdim=True).sqrt()
-        out, want = (torch.full((len(active), heads * p), NAN, device=device) for _ in range(2))
-        work = MixerWork.make(len(active), heads, p, n, torch.float32, device)
+            undivided = Undivided(residual.to(device, dtype), 1e-5)
+            projected *= undivided.residual.float().square().mean(1, keepdim=True).sqrt()
+        projected = projected.to(dtype)
+        out, want = (torch.full((len(active), heads * p), NAN, dtype=dtype, device=device) for _ in range(2))
+        work = MixerWork.make(len(active), heads, p, n, dtype, device)
         mix(projected, layer, state, rows, work, out, 1, cut, undivided)
         mix_reference(projected, layer, want_state, rows, want, 1, undivided)
         close(out, want, bound)
         rows.position.add_(1)
         rows.drawn.add_(1)
-    # Which order squares are added up in shows in the last bit.
-    torch.testing.assert_close(state.conv, want_state.conv, rtol=1e-5 if wide else 0, atol=0)
+    # Which order squares are added up in shows in the last bit, which is up to 2^-7 of a number in bf16.
+    last = 2**-7 if dtype == BF16 else 1e-5
+    torch.testing.assert_close(state.conv, want_state.conv, rtol=last if wide else 0, atol=0)
 
 
 def test_one_kernel_is_for_few_rows_of_states_that_fit_its_registers() -> None:

@@ -19,14 +19,18 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ON_GPU = torch.cuda.is_available()
 
 
-@pytest.mark.parametrize(
-    ("heads", "kv", "p", "n"),
-    [(4, 2, 16, 16), (2, 2, 16, 128), (3, 1, 128, 16), *([(2, 1, 64, 64), (2, 1, 64, 128)] if ON_GPU else [])],
-)
-@pytest.mark.parametrize("dtype", [torch.float32, *([torch.bfloat16] if ON_GPU else [])])
-@pytest.mark.parametrize(
-    ("many", "state"), [(10**9, torch.float32), (0, torch.float32), (0, torch.bfloat16), (0, torch.float8_e4m3fn)]
-)
+F32, BF16, F8 = torch.float32, torch.bfloat16, torch.float8_e4m3fn
+# Programs of which few run, or many, and states.
+KINDS = [(10**9, F32), (0, F32), (0, BF16), (0, F8)]
+SIZES = [(4, 2, 16, 32), (2, 2, 16, 128), (3, 1, 128, 16)]
+CASES = [(*kind, *sizes, F32) for kind in KINDS for sizes in SIZES]
+if ON_GPU:
+    # Heads and states of real models, groups of up to 8.
+    SIZES = [(4, 2, 16, 16), *SIZES, (2, 1, 64, 64), (2, 1, 64, 128), (8, 1, 64, 32), (4, 1, 128, 128), (16, 2, 64, 16)]
+    CASES = [(*kind, *sizes, dtype) for kind in KINDS for sizes in SIZES for dtype in (F32, BF16)]
+
+
+@pytest.mark.parametrize(("many", "state", "heads", "kv", "p", "n", "dtype"), CASES)
 def test_ssd_prefill(
     many: int, state: torch.dtype, heads: int, kv: int, p: int, n: int, dtype: torch.dtype, device: torch.device,
     monkeypatch: pytest.MonkeyPatch,

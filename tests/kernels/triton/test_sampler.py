@@ -12,6 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
 
+from thinkfast.engine import sampler as cpus_sampler
 from thinkfast.engine.request import SamplingParams
 from thinkfast.engine.rng import sample_key
 from thinkfast.engine.sampler import RowParams, mix_of
@@ -95,19 +96,31 @@ def test_news_of_a_turn_are_written_to_its_place_and_no_other(turn: int, device:
 
 
 @pytest.mark.parametrize(("params", "filters"), [(MIX, False), (FILTERS, True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("v", [50, BLOCK + 700])
-def test_tokens_are_the_cpus(v: int, params: list[SamplingParams], filters: bool, device: torch.device) -> None:
-    count = len(params) if device.type == "cpu" else 600
-    logits = torch.randn(count, v, generator=torch.Generator().manual_seed(v)) * 3
+def test_tokens_are_the_cpus(
+    v: int, dtype: torch.dtype, params: list[SamplingParams], filters: bool, device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In bf16 tokens are often as likely as others, more so in every other row here. The first of them is ranked first,
+    as the CPU's sampler does it where it sorts; it is made to, since its shorter way, topk, takes them as they come.
+    """
+    count = 600 if device.type == "cuda" else len(params) * (4 if dtype == torch.bfloat16 else 1)
+    logits = (torch.randn(count, v, generator=torch.Generator().manual_seed(v)) * 3).to(dtype)
+    if dtype == torch.bfloat16:
+        monkeypatch.setattr(cpus_sampler, "CANDIDATES", 1)
+        logits[::2] = (2 * logits[::2]).round() / 2
     mine = params_of(params, count)
     news, rows = run(logits, mine, device, filters)
     want = draw_reference(logits, mine, mix_of(mine))
-    assert news[TOKEN].tolist() == want.tokens.tolist()
-    assert news[LOGPROB].view(torch.float32).tolist() == pytest.approx(want.logprobs.tolist(), abs=2e-5)
+    # A uniform number may lie between two tokens to the last bit of a sum: of a thousand rows in bf16 one does.
+    same = news[TOKEN] == want.tokens
+    assert int((~same).sum()) <= (count // 200 if dtype == torch.bfloat16 else 0)
+    assert news[LOGPROB].view(torch.float32)[same].tolist() == pytest.approx(want.logprobs[same].tolist(), abs=2e-5)
     assert news[CERTAINTY].view(torch.float32).tolist() == pytest.approx(want.certainty.tolist(), abs=2e-5)
-    code = torch.where(want.tokens == 1, EOS, torch.where(want.tokens == 2, STOPS, GOES_ON))
+    code = torch.where(news[TOKEN] == 1, EOS, torch.where(news[TOKEN] == 2, STOPS, GOES_ON))
     assert news[CODE].tolist() == code.tolist()
-    assert rows.token.tolist() == want.tokens.tolist()
+    assert rows.token.tolist() == news[TOKEN].tolist()
     assert rows.alive.tolist() == (code != EOS).int().tolist()
     assert (rows.position == 10).all()
     assert (rows.drawn.cpu() == mine.drawn + 1).all()
@@ -162,24 +175,33 @@ def test_logits_are_scanned_in_parts_as_at_once(device: torch.device) -> None:
     assert torch.equal(once.sums, again.sums)
 
 
+DRAWN_FROM = [
+    PLAIN, replace(PLAIN, top_k=4), replace(PLAIN, top_p=0.7), replace(PLAIN, min_p=0.05),
+    replace(PLAIN, min_p=0.2, top_p=0.8, top_k=12),
+]  # fmt: skip
+
+
 @pytest.mark.gpu  # the interpreter takes minutes for enough rows; token for token it is held to the CPU's sampler
-@pytest.mark.parametrize("params", [PLAIN, replace(PLAIN, top_k=4), replace(PLAIN, top_p=0.7)])
-def test_chi_square(params: SamplingParams, device: torch.device) -> None:
-    count = 40_000
-    logits = torch.randn(20, generator=torch.Generator().manual_seed(3)) * 1.5
+@pytest.mark.parametrize("params", DRAWN_FROM)
+@pytest.mark.parametrize(("v", "dtype"), [(20, torch.float32), (20, torch.bfloat16), (2 * BLOCK + 900, torch.bfloat16)])
+def test_chi_square(v: int, dtype: torch.dtype, params: SamplingParams, device: torch.device) -> None:
+    """Of few tokens each is counted by itself, of many those of a fortieth of the mass, which stand side by side."""
+    count = 40_000 if v == 20 else 10_000
+    logits = (torch.randn(v, generator=torch.Generator().manual_seed(3)) * 1.5).to(dtype)
     news, _ = run(logits.expand(count, -1).contiguous(), params_of([params], count), device, params != PLAIN)
-    want = (logits * params_of([params], 1).inverse_temperature).softmax(0)
-    ranked, order = want.sort(descending=True)
-    kept = torch.ones(20, dtype=torch.bool)
-    if params.top_k:
-        kept = torch.arange(20) < params.top_k
-    if params.top_p < 1:
-        kept = ranked.cumsum(0) - ranked < params.top_p
-    want = torch.zeros(20).index_copy(0, order, ranked * kept)
+    # As the samplers do: what of equal tokens stands first is ranked first, top_p is of what top_k has left.
+    want = (logits.float() * params_of([params], 1).inverse_temperature).softmax(0)
+    ranked, order = want.sort(descending=True, stable=True)
+    kept = torch.arange(v) < (params.top_k or v)
+    kept &= (ranked * kept).cumsum(0) - ranked < params.top_p * (ranked * kept).sum()
+    kept &= ranked >= params.min_p * ranked[0]
+    want = torch.zeros(v).index_copy(0, order, ranked * kept)
     want /= want.sum()
-    counts = torch.bincount(news[TOKEN].long(), minlength=20).float()
+    counts = torch.bincount(news[TOKEN].long(), minlength=v).float()
     assert counts[want == 0].sum() == 0
-    expected = want[want > 0] * count
-    chi_square = float(((counts[want > 0] - expected) ** 2 / expected).sum())
-    freedom = len(expected) - 1
+    bins = torch.arange(v) if v == 20 else ((want.cumsum(0) - want) * 40).long().clamp(0, 39)
+    expected, seen = (torch.zeros(v).index_add(0, bins, each) for each in (want * count, counts))
+    there = expected > 0
+    chi_square = float(((seen - expected)[there] ** 2 / expected[there]).sum())
+    freedom = int(there.sum()) - 1
     assert chi_square < freedom + 4 * (2 * freedom) ** 0.5 + 4
