@@ -62,30 +62,13 @@ if ON_GPU:
     BATCHES = (1, 8, 9, 17, 33, 64, 65, 129, 256, 512, 1024)
     MIXERS += [(32, 8, 64, n, BF16, F32, None, rows) for n in (16, 64) for rows in BATCHES]
     # Heads, states and groups of real models in bf16, few rows (in one kernel, where the step has one) and many.
-    REAL = [
-        (8, 64, 16),
-        (4, 64, 32),
-        (2, 64, 64),
-        (1, 64, 128),
-        (1, 128, 16),
-        (2, 128, 32),
-        (4, 128, 64),
-        (8, 128, 128),
-    ]
-    MIXERS += [(2 * group, 2, p, n, BF16, BF16, None, rows) for group, p, n in REAL for rows in (8, 300)]
+    GROUPS = (8, 4, 2, 1, 1, 2, 4, 8)
+    HEADS = [(p, n) for p in (64, 128) for n in (16, 32, 64, 128)]
+    REAL = [(2 * group, 2, *head) for group, head in zip(GROUPS, HEADS, strict=True)]
+    MIXERS += [(*sizes, BF16, BF16, None, rows) for sizes in REAL for rows in (8, 300)]
     # Other groups, and states of the other kinds.
-    REAL = [
-        (1, 64, 16),
-        (8, 64, 32),
-        (4, 64, 64),
-        (2, 64, 128),
-        (4, 128, 16),
-        (1, 128, 32),
-        (8, 128, 64),
-        (2, 128, 128),
-    ]
-    KINDS = zip(REAL, (F8, F32) * 4, strict=True)
-    MIXERS += [(2 * group, 2, p, n, ssm, BF16, None, 40) for (group, p, n), ssm in KINDS]
+    OTHERS = [(2 * group, 2, *head) for group, head in zip((1, 8, 4, 2, 4, 1, 8, 2), HEADS, strict=True)]
+    MIXERS += [(*sizes, ssm, BF16, None, 40) for sizes, ssm in zip(OTHERS, (F8, F32) * 4, strict=True)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
