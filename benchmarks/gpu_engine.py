@@ -38,7 +38,8 @@ PROTOTYPE = re.compile(
 )
 # A cell that takes less than this is run so often, and its median told.
 SHORT_SECONDS, REPEATS = 1.0, 3
-# Tokens after which all rows of a cell have come in, and every size of a batch has been captured.
+# Tokens after which all rows of a cell have come in, and every size of a batch that it meets has been captured: those
+# that it does not meet, which LLM.prepare would capture too, would cost minutes over all cells.
 ALL_IN = 64
 H100 = Machine("H100 80GB, measured", 790e12, ((1e9, 3.0e12),))
 

@@ -13,7 +13,7 @@ import torch
 
 from thinkfast.engine.cache import PAGE
 from thinkfast.errors import CapacityError, InputError
-from thinkfast.models.room import mib
+from thinkfast.models.room import told
 from thinkfast.models.spec import ModelSpec
 
 # More rows than anyone asks for.
@@ -48,7 +48,12 @@ class MemoryPlan:
     @property
     def admissible_pages(self) -> int:
         """KV pages that admitted samples may reserve; the rest is for prompts between prefill and fork."""
-        return min(self.pages, self.max_batch * -(-self.max_len // PAGE))
+        return min(self.pages, self._full_pages)
+
+    @property
+    def _full_pages(self) -> int:
+        """What all rows take at their full length."""
+        return self.max_batch * -(-self.max_len // PAGE)
 
     @property
     def needed_bytes(self) -> int:
@@ -63,7 +68,7 @@ class MemoryPlan:
     @property
     def all_at_length(self) -> bool:
         """Whether it fits with pages for all rows at their full length."""
-        return self.fits and (not self.pages or self.pages >= self.max_batch * -(-self.max_len // PAGE))
+        return self.fits and (not self.pages or self.pages >= self._full_pages)
 
     def __str__(self) -> str:
         parts = (
@@ -77,7 +82,7 @@ class MemoryPlan:
             ("available", self.available_bytes),
         )
         head = f"{self.max_batch} rows of up to {self.max_len} tokens"
-        lines = [head, *(f"  {name:<32}{mib(size):>12}" for name, size in parts)]
+        lines = [head, *told(parts)]
         if self.largest is not None:
             lines.append(f"  {'largest batch of such rows':<32}{self.largest:>12,}")
         return "\n".join(lines)

@@ -5,6 +5,7 @@ Usage: ``require_room(spec, torch.bfloat16, torch.device("cuda"))``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -28,9 +29,10 @@ def available_memory(device: torch.device) -> int | None:
     return None
 
 
-def mib(size: int | None) -> str:
-    """Bytes as a plan tells them."""
-    return "unknown" if size is None else f"{size / 2**20:,.1f} MiB"
+def told(sizes: Iterable[tuple[str, int | None]]) -> list[str]:
+    """Lines of a plan: names and bytes, None for what nobody knows."""
+    shown = [(name, "unknown" if size is None else f"{size / 2**20:,.1f} MiB") for name, size in sizes]
+    return [f"  {name:<32}{size:>12}" for name, size in shown]
 
 
 def require_room(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> None:
@@ -41,6 +43,6 @@ def require_room(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> N
     lines = (("weights", needed), (f"available on {device}", available))
     smaller = "in 16 bits (dtype bf16), " if dtype.itemsize > 2 else ""
     raise CapacityError(
-        "\n".join(["the model does not fit in memory:", *(f"  {name:<32}{mib(size):>12}" for name, size in lines)]),
+        "\n".join(["the model does not fit in memory:", *told(lines)]),
         remedy=f"load it {smaller}where there is more memory, or a smaller one",
     )

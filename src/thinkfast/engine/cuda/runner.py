@@ -124,7 +124,7 @@ class CudaRunner:
                 del self._logits[start.prompt.id]
         return _NO_CODES
 
-    def _enter(self, entries: Sequence[Entry], rows: Sequence[RowStart], logits: Sequence[Tensor]) -> None:
+    def _enter(self, entries: Sequence[Entry], rows: Sequence[RowStart], logits: list[Tensor]) -> None:
         slots = np.array([entry.slot for entry in entries])
         active = self.state.enter(entries, rows)
         self._flights.enter(slots)
@@ -132,7 +132,7 @@ class CudaRunner:
             self._filtered[entry.slot] = row.params.truncated
         at, graphs = self._decode, self.graphs
         given, where = at.logits[: len(rows)], at.sample_rows(active)
-        torch.stack(tuple(logits), out=given)
+        torch.stack(logits, out=given)
         filters = any(row.params.truncated for row in rows)
         scan(given, where, at.work)
         draw(given, where, graphs.eos, graphs.stops, at.work, at.news, filters)
