@@ -95,34 +95,44 @@ def teaches(name: str) -> bool:
     return "/" not in name
 
 
-def of_vllm(found: Any) -> dict[tuple[str, int, int, int], float]:
-    """vLLM's tokens per second by its model's name, B, P and O; the faster run of a cell that ran twice."""
+def of_vllm(lines: Sequence[dict[str, Any]]) -> dict[tuple[str, int, int, int], float]:
+    """vLLM's tokens per second by its model's name, B, P and O; the fastest run of a cell that ran more than once."""
     best: dict[tuple[str, int, int, int], float] = {}
-    for one in found["vllm"]:
+    for one in lines:
         key = one["model"], one["B"], one["P"], one["O"]
         best[key] = max(best.get(key, 0.0), one["tok_s"])
     return best
 
 
+def plain(stem: str, fp8: bool = False) -> dict[tuple[str, int, int, int], dict[str, Any]]:
+    """Our cells of one sample a prompt, all at once, with bf16 states, by model, B, P and O; the last run of each."""
+    return {
+        (one["model"], one["B"], one["P"], one["O"]): one
+        for one in result(stem)["ours"]
+        if one["samples"] == 1 and one["rows"] == one["B"] and one["state"] == "bf16" and one["fp8_weights"] == fp8
+    }
+
+
 def gpu(stem: str = "gpu-engine") -> str:
-    """Every cell of one sample a prompt, beside vLLM's where it ran in the same lease."""
-    found = result(stem)
-    cells: dict[tuple[int, int, int], dict[str, Any]] = {}
-    for one in found["ours"]:
-        if one["samples"] == 1 and one["rows"] == one["B"] and one["state"] == "bf16":
-            cells.setdefault((one["B"], one["P"], one["O"]), {})[one["model"]] = one
-    theirs, lines = of_vllm(found), []
-    for (b, p, o), models in sorted(cells.items()):
-        teachers = [one["tok_s"] for name, one in models.items() if teaches(name)]
-        best = max([*teachers, theirs.get(("llama-1b", b, p, o), 0.0)])
-        for name, one in sorted(models.items(), key=lambda each: (not teaches(each[0]), each[0])):
-            other = theirs.get((VLLM.get(name, name), b, p, o))
-            step = one.get("decode_ms_per_step", one["ms_per_step"])
-            own = [f"{one['tok_s']:,.0f}", f"{step:.2f}", f"{one['bound_ms_per_step'] / step:.0%}"]
-            beside = [f"{other:,.0f}", f"{one['tok_s'] / other:.2f}x"] if other else ["", ""]
-            lines.append([f"{b} / {p} / {o}", name, *own, *beside, f"{one['tok_s'] / best:.2f}x" if best else ""])
-    head = ["B / P / O", "model", "tokens/s", "ms a step", "share of the bound", "vLLM", "against vLLM's"]
-    return table([*head, "against the best teacher"], lines)
+    """Every cell of one sample a prompt, beside vLLM's of the same lease and the fastest of all leases."""
+    found, cells = result(stem), plain(stem)
+    here = of_vllm(found["vllm"])
+    fastest = of_vllm([*found["vllm"], *found.get("vllm_elsewhere", [])])
+    columns = {"vLLM": here, "vLLM's fastest lease": fastest} if here else {}
+    lines = []
+    for name, *at in sorted(cells, key=lambda key: (key[1:], not teaches(key[0]), key[0])):
+        one = cells[name, *at]
+        step = one["decode_ms_per_step"]
+        share = one["bound_ms_per_step"] / step
+        line = ["{} / {} / {}".format(*at), name, f"{one['tok_s']:,.0f}", f"{step:.2f}", f"{share:.0%}"]
+        for theirs in columns.values():
+            other = theirs.get((VLLM.get(name, name), *at))
+            line.append(f"{other:,.0f} ({one['tok_s'] / other:.2f}x)" if other else "")
+        teachers = [each["tok_s"] for key, each in cells.items() if key[1:] == tuple(at) and teaches(key[0])]
+        best = max([*teachers, here.get(("llama-1b", *at), 0.0)])
+        lines.append([*line, f"{one['tok_s'] / best:.2f}x" if best else ""])
+    head = ["B / P / O", "model", "tokens/s", "ms a step", "share of the bound", *columns, "against the best teacher"]
+    return table(head, lines)
 
 
 def few_rows(stem: str) -> str:
@@ -152,10 +162,9 @@ def prototype(stem: str) -> str:
     names = {"teacher": "", "hyb4": "/hybrid4", "hyb2": "/hybrid2", "pure": "/pure"}
     lines = []
     for (kind, b, context, d_state), ms in best.items():
-        for one in found["ours"]:
+        for one in plain(stem).values():
             name = f"llama-3.2-1b{names[kind]}" + ("" if kind == "teacher" else f"-d{d_state}")
-            same = one["model"] == name and one["rows"] == one["B"] == b and one["samples"] == 1
-            if same and (kind == "pure" or one["P"] + one["O"] // 2 == context):
+            if one["model"] == name and one["B"] == b and (kind == "pure" or one["P"] + one["O"] // 2 == context):
                 own = one["decode_ms_per_step"]
                 cell = f"{b} / {one['P']} / {one['O']}"
                 lines.append([name, cell, f"{ms:.2f}", f"{own:.2f}", f"{ms / own:.2f}x"])
@@ -192,16 +201,21 @@ def profile(stem: str) -> str:
 
 
 def eight_bits(stem: str) -> str:
-    """Tokens per second with the blocks' weights in bf16 and in eight bits, by model and rows."""
-    speed: dict[tuple[str, int], dict[bool, float]] = {}
-    for one in result(stem)["ours"]:
-        speed.setdefault((one["model"], one["B"]), {})[one["fp8_weights"]] = one["tok_s"]
-    rows = sorted({b for _, b in speed})
+    """Tokens per second with the blocks' weights in eight bits by model and cell, against the same model in bf16 and
+    against the teacher in eight bits.
+    """
+    rounded, whole = plain(stem, fp8=True), plain(stem)
+    places = sorted({key[1:] for key in rounded})
+    (teacher,) = {key[0] for key in rounded if teaches(key[0])}
     lines = []
-    for model in dict.fromkeys(name for name, _ in speed):
-        both = [speed[model, b] for b in rows]
-        lines.append([model, *(f"{one[True]:,.0f} ({one[True] / one[False]:.2f}x)" for one in both)])
-    return table(["model", *(f"{b} rows" for b in rows)], lines)
+    for model in sorted({key[0] for key in rounded}, key=lambda each: (not teaches(each), each)):
+        cells = []
+        for at in places:
+            own = rounded[model, *at]["tok_s"]
+            ratios = own / whole[model, *at]["tok_s"], own / rounded[teacher, *at]["tok_s"]
+            cells.append(f"{own:,.0f} ({ratios[0]:.2f}x, {ratios[1]:.2f}x)")
+        lines.append([model, *cells])
+    return table(["model", *("{} / {} / {}".format(*at) for at in places)], lines)
 
 
 def rounding(*stems: str) -> str:

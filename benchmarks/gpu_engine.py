@@ -5,8 +5,9 @@
 
 Random bf16 weights, temperature 0.8, forced length; each cell is B sequences, P prompt tokens, O new tokens, after one
 short run that compiles and captures. A step's ms are what a run of O tokens takes longer than one of two. --vllm takes
-the lines that ../shared/tools/vllm_bench.py printed on the same machine. Bounds are those of shared/tools/bound.py:
-report/roofline.py with 3.0 TB/s and 790 TFLOP/s.
+the lines that ../shared/tools/vllm_bench.py printed on the same machine, --elsewhere those of other leases, for
+vLLM hangs on its host. Bounds are those of shared/tools/bound.py: report/roofline.py with
+3.0 TB/s and 790 TFLOP/s.
 """
 
 from __future__ import annotations
@@ -116,6 +117,11 @@ def merged(files: Sequence[Path]) -> dict[str, Any]:
     return first
 
 
+def lines_of(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """What vllm_bench.py printed, as far as it tells of cells."""
+    return [json.loads(line) for file in files for line in file.read_text().splitlines() if line.startswith("{")]
+
+
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--out", type=Path, required=True)
@@ -129,6 +135,7 @@ def main() -> None:
         "--ours", type=Path, nargs="+", default=[], help="merge what other calls on one machine have written"
     )
     ap.add_argument("--vllm", type=Path, nargs="+", default=[])
+    ap.add_argument("--elsewhere", type=Path, nargs="+", default=[], help="what vLLM came to in other leases")
     ap.add_argument("--prototype", type=Path, help="what ../shared/tools/decode_step_prototype.py printed beside it")
     a = ap.parse_args()
     if a.ours:
@@ -159,8 +166,8 @@ def main() -> None:
         del loaded
         gc.collect()
         torch.cuda.empty_cache()
-    for file in a.vllm:
-        found["vllm"] += [json.loads(line) for line in file.read_text().splitlines() if line.startswith("{")]
+    found["vllm"] += lines_of(a.vllm)
+    found["vllm_elsewhere"] = found.get("vllm_elsewhere", []) + lines_of(a.elsewhere)
     if a.prototype is not None:
         found["prototype"] = [m.groupdict() for m in PROTOTYPE.finditer(a.prototype.read_text())]
     a.out.write_text(json.dumps(found, indent=1) + "\n")

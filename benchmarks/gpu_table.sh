@@ -5,14 +5,16 @@
 #   benchmarks/gpu_table.sh long /tmp/t             # our engine, 4,096 new tokens (155 s)
 #   benchmarks/gpu_table.sh vllm /tmp/t llama-1b    # vLLM's teacher (160 to 240 s); pure-1b and hybrid-1b
 #   benchmarks/gpu_table.sh prototype /tmp/t        # the 100-line prototype's steps
+#   benchmarks/gpu_table.sh fp8 /tmp/t              # our engine, weights in eight bits (65 s)
 #   benchmarks/gpu_table.sh shapes /tmp/t           # 3B shapes and other d_state: results/gpu-shapes.json (180 s)
-#   benchmarks/gpu_table.sh merge /tmp/t results/gpu-engine.json   # needs no GPU; parts may lie in folders of their own
+#   benchmarks/gpu_table.sh merge /tmp/t results/gpu-engine.json   # needs no GPU; parts may lie in folders of their own,
+#                                                   # what vLLM came to in other leases in elsewhere*.jsonl
 #
 # TOOLS: the folder of vllm_bench.py and decode_step_prototype.py; VLLM: where vLLM is installed (pack_vllm.py).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 tools=${TOOLS:-$here/../../shared/tools}
-part=${1:?ours, long, vllm, prototype, shapes or merge} out=${2:?a folder for the results}
+part=${1:?ours, long, fp8, vllm, prototype, shapes or merge} out=${2:?a folder for the results}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export PYTHONPATH=$here/../src PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
@@ -27,6 +29,8 @@ ours)
     --cells 1,128,512 8,128,512 64,128,512 256,128,1024 512,128,512 512,256,2048 ;;
 long)
   engine --out "$out/ours.json" --models $M $M/pure-d16 $M/pure-d64 $M/hybrid2-d16 $M/hybrid4-d16 --cells 512,256,4096 ;;
+fp8)
+  engine --fp8 --out "$out/ours.json" --models $M/pure-d16 $M/pure-d64 $M --cells 8,128,512 512,128,512 512,256,2048 ;;
 vllm)
   cells="512,128,512 256,128,1024 512,256,2048"
   [ "${3:?llama-1b, pure-1b or hybrid-1b}" = llama-1b ] && cells="1,128,512 8,128,512 64,128,512 $cells 512,256,4096"
@@ -42,9 +46,11 @@ shapes)
 merge)
   mapfile -t ours < <(find "$out" -name ours.json | sort)
   mapfile -t vllm < <(find "$out" -name vllm.jsonl | sort)
-  engine --out "${3:?where to write}" --ours "${ours[@]}" --vllm "${vllm[@]}" \
+  mapfile -t elsewhere < <(find "$out" -name 'elsewhere*.jsonl' | sort)
+  rm -f "${3:?where to write}"
+  engine --out "$3" --ours "${ours[@]}" --vllm "${vllm[@]}" ${elsewhere:+--elsewhere "${elsewhere[@]}"} \
     --prototype "$(find "$out" -name prototype.txt | sort | tail -n 1)" ;;
 *)
-  echo "unknown part $part: ours, long, vllm, prototype, shapes or merge" >&2
+  echo "unknown part $part: ours, long, fp8, vllm, prototype, shapes or merge" >&2
   exit 2 ;;
 esac

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from draw_docs import ROOT, VLLM, of_vllm, result, teaches
+from draw_docs import ROOT, VLLM, of_vllm, plain, result, teaches
 
 from thinkfast.files import atomic_write
 from thinkfast.report.canvas import INK, heading, panels, theme, to_svg
@@ -31,18 +30,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "engine-gpu.svg")
     out = parser.parse_args().out
     found = result("gpu-engine")
-    ours: dict[tuple[Any, ...], float] = {}
-    for one in found["ours"]:
-        if one["samples"] == 1 and one["rows"] == one["B"] and one["state"] == "bf16":
-            ours[one["model"], one["B"], one["P"], one["O"]] = one["tok_s"]
-    theirs = of_vllm(found)
+    ours = plain("gpu-engine")
+    theirs = of_vllm([*found["vllm"], *found["vllm_elsewhere"]])
     with theme():
         figure, axes = panels(1, len(CELLS), (13, 3.6))
         for column, (axis, cell) in enumerate(zip(axes, CELLS, strict=True)):
             heading(axis, f"{cell[0]} x {cell[2]:,} tokens", f"prompts of {cell[1]}")
             for place, model in enumerate(ORDER):
-                if (speed := ours.get((model, *cell))) is None:
+                if (one := ours.get((model, *cell))) is None:
                     continue
+                speed = one["tok_s"]
                 pale = model.endswith("d64") and not teaches(model)
                 colour = COLOURS[label(model).split("-")[0]]
                 axis.barh(-place, speed / 1e3, height=0.72, color=colour, alpha=0.55 if pale else 1.0)
