@@ -17,7 +17,7 @@ import torch
 from thinkfast.engine.cache import PAGE
 from thinkfast.engine.plan import MemoryPlan
 from thinkfast.engine.request import Chain, Request, SamplingParams
-from thinkfast.engine.runners import make_runner, plan_for
+from thinkfast.engine.runners import fitted, make_runner, plan_for
 from thinkfast.engine.scheduler import Limits, Scheduler
 from thinkfast.engine.session import Codec, Session, Stats
 from thinkfast.engine.stops import stop_table
@@ -71,6 +71,7 @@ class LLM:
         loaded = model if isinstance(model, Loaded) else load_model(model, dtype, device)
         if fp8_weights:
             loaded = replace(loaded, model=in_fp8(loaded.model))
+        loaded = fitted(loaded)
         self.loaded, self.spec, self.tokenizer = loaded, loaded.spec, loaded.tokenizer
         plan = self.plan = plan_for(loaded.model, max_batch, max_len, state_dtype)
         self.stats = Stats()

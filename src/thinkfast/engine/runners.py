@@ -22,8 +22,12 @@ from thinkfast.errors import InputError
 from thinkfast.kernels.available import triton_works
 from thinkfast.models.decoder import Decoder
 from thinkfast.models.fp8 import weight_bytes
+from thinkfast.models.loading import Loaded
+from thinkfast.models.padding import with_d_state
 from thinkfast.models.room import available_memory
 from thinkfast.models.spec import ModelSpec
+
+LEAST_SIZE = 16  # that a kernel's product takes of a head, or of its state
 
 
 class AnyRunner(Protocol):
@@ -78,12 +82,25 @@ class AnyRunner(Protocol):
         ...
 
 
+def fitted(loaded: Loaded) -> Loaded:
+    """``loaded`` with as many states a head as the captured runner asks for (the next power of two, at least 16), where
+    that is all that keeps a student from it. It says the same, and is planned and told as what it runs as.
+    """
+    spec, device = loaded.spec, loaded.model.head_weight.device
+    if not spec.is_student or captured(spec, device):
+        return loaded
+    wider = replace(spec, d_state=max(LEAST_SIZE, 1 << (spec.d_state - 1).bit_length()))
+    if not captured(wider, device):
+        return loaded
+    return replace(loaded, spec=wider, model=with_d_state(loaded.model, wider.d_state))
+
+
 def captured(spec: ModelSpec, device: torch.device) -> bool:
     """Whether the captured runner can run a model of these sizes on this device."""
     if device.type != "cuda" or not triton_works(device):
         return False
     sizes = [spec.head_dim, *([spec.d_state] if spec.is_student else [])]
-    return all(size >= 16 and size & (size - 1) == 0 for size in sizes)
+    return all(size >= LEAST_SIZE and size & (size - 1) == 0 for size in sizes)
 
 
 def plan_for(model: Decoder, max_batch: int, max_len: int | None, state_dtype: torch.dtype | None = None) -> MemoryPlan:

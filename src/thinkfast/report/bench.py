@@ -20,7 +20,7 @@ import torch
 
 from thinkfast.config import to_dict
 from thinkfast.engine.plan import MemoryPlan
-from thinkfast.engine.runners import captured, plan_for
+from thinkfast.engine.runners import captured, fitted, plan_for
 from thinkfast.models.loading import ASSETS, EMBEDDED, PRECISIONS, Loaded, load_as, require_device
 from thinkfast.provenance import provenance
 from thinkfast.report.benchconfig import STATES, BenchConfig, Case, RatioKind, State
@@ -74,7 +74,7 @@ def bench(
     """
     config.validate()
     dtype, device = PRECISIONS[config.dtype], require_device(config.device)
-    loaded = {s.name: load_as(s.model, config.dtype, device) for s in system_list(config.models)}
+    loaded = {s.name: fitted(load_as(s.model, config.dtype, device)) for s in system_list(config.models)}
     say = say or (lambda text: None)
     plans = {name: plan_for(one.model, max(config.batches), config.longest) for name, one in loaded.items()}
     for name, plan in plans.items():

@@ -149,6 +149,20 @@ def test_the_device_chooses_the_runner() -> None:
     assert isinstance(make_runner(model, plan, NONE), CudaRunner)
 
 
+def test_a_student_between_two_powers_of_two_is_captured_too() -> None:
+    from thinkfast.engine.cuda.runner import CudaRunner
+
+    spec, found = TEACHER.as_student((1,), 24), []
+    for device in ("cpu", "cuda"):
+        own = Loaded("odd", Path(), spec, random_model(spec).to(device), cast(Any, ToyTokenizer()), "")
+        llm = LLM(own, 8, 256, device=device)
+        chains = llm.generate([[5, 6, 7], [8]], replace(PLAIN, n=3, max_tokens=40))
+        found.append([chain.tokens for chains_of_one in chains for chain in chains_of_one])
+    assert isinstance(llm._runner, CudaRunner)
+    assert found[0] == found[1]
+    assert len({tuple(tokens) for tokens in found[0]}) > 3
+
+
 def test_a_prefill_is_told_by_its_time_on_the_device() -> None:
     """Long prompts and one step: nearly all is the prefill's, of which the host sees little more than the launch."""
     llm = engine("hybrid", 8)

@@ -32,6 +32,7 @@ from thinkfast.kernels.triton import sampler
 from thinkfast.kernels.triton.product import Cuts
 from thinkfast.kernels.triton.sampler import BLOCK
 from thinkfast.models.fp8 import in_fp8
+from thinkfast.models.padding import with_d_state
 from thinkfast.models.spec import ModelSpec
 
 # The interpreter turns arrays of one element into numbers, of which numpy 2.3 warns.
@@ -64,10 +65,23 @@ def test_a_few_tokens_equal_the_plain_runners(
     there = in_fp8(random_model(spec).to(DEVICE)) if fp8 else random_model(spec).to(DEVICE)
     plan = make_cuda_plan(spec, 4, 128, F32, F32, None, folded_bytes(there))
     assert plan.packed_bytes == (sum(folded_bytes(there)) if many else 0)
-    ours = CudaRunner(there, plan, NONE, capture=False)
-    plain = Runner(model, make_plan(spec, 4, 128, 4, None), NONE)
+    check_tokens(CudaRunner(there, plan, NONE, capture=False), Runner(model, make_plan(spec, 4, 128, 4, None), NONE))
+
+
+def test_a_student_between_two_powers_of_two_gives_its_own_tokens() -> None:
+    """With states that stay zero it is of a size that kernels take, and says what it said without them."""
+    model = random_model(TEACHER.as_student((1,), 9))
+    there = with_d_state(random_model(model.spec).to(DEVICE), 16)
+    plan = make_cuda_plan(there.spec, 4, 128, F32, F32, None, folded_bytes(there))
+    plain = Runner(model, make_plan(model.spec, 4, 128, 4, None), NONE)
+    check_tokens(CudaRunner(there, plan, NONE, capture=False), plain)
+
+
+def check_tokens(ours: CudaRunner, plain: Runner) -> None:
+    """Both say the same after a prompt, a fork and a few steps."""
     said = []
-    for runner in (ours, plain):
+    runners: tuple[AnyRunner, ...] = (ours, plain)
+    for runner in runners:
         (prompt,) = runner.prefill([[5, 9, 11]])
         runner.fork([Start(prompt, (RowStart(17, PARAMS, 9, 3), RowStart(99, PARAMS, 9, 3)), last=False)])
         for _ in range(4):
