@@ -9,7 +9,8 @@ Usage: ``Decoder(spec)(tokens, Ragged(lens))`` gives hidden states [T, D]; ``log
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self, cast
 
 import torch
@@ -169,6 +170,13 @@ class Decoder(nn.Module):
         for block, cache in zip(self.blocks, caches, strict=True):
             x = block.step(x, rope, cache)
         return cast(Tensor, self.norm(x))
+
+
+def with_replaced(model: Decoder, others: Mapping[object, object]) -> Decoder:
+    """A copy of ``model`` that has others in place of some modules, or of its spec, and shares all other weights."""
+    # deepcopy takes what the memo has for an object.
+    memo: dict[int, object] = {id(value): value for value in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, memo | {id(old): new for old, new in others.items()})
 
 
 def init_weights(model: Decoder, seed: int) -> None:

@@ -11,12 +11,10 @@ Usage: ``model = in_fp8(model)``; ``torch._scaled_mm`` does the product where th
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
-from thinkfast.models.decoder import Decoder
+from thinkfast.models.decoder import Decoder, with_replaced
 
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
@@ -68,10 +66,8 @@ class Fp8Linear(nn.Module):
 
 def in_fp8(model: Decoder) -> Decoder:
     """``model`` with its blocks' projections in eight bits; everything else is shared with it."""
-    # Not copied, but shared or replaced: deepcopy takes what the memo has for an object.
-    memo: dict[int, object] = {id(value): value for value in [*model.parameters(), *model.buffers()]}
     linears = [module for module in model.layers.modules() if isinstance(module, nn.Linear)]
-    return copy.deepcopy(model, memo | {id(linear): Fp8Linear(linear) for linear in linears})
+    return with_replaced(model, {linear: Fp8Linear(linear) for linear in linears})
 
 
 def is_fp8(model: Decoder) -> bool:

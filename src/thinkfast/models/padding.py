@@ -10,13 +10,12 @@ Usage: ``wider = with_d_state(model, 32)``; what does not change is shared with 
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from thinkfast.models.decoder import Decoder
+from thinkfast.models.decoder import Decoder, with_replaced
 from thinkfast.models.fp8 import Fp8Linear
 from thinkfast.models.mixers import Mamba
 from thinkfast.models.spec import ModelSpec
@@ -26,14 +25,9 @@ def with_d_state(model: Decoder, d_state: int) -> Decoder:
     """``model``, a student, with ``d_state`` states a head, no fewer than it has; weights may be in eight bits."""
     old = model.spec
     spec = replace(old, d_state=d_state)
-    # Not copied, but shared or replaced: deepcopy takes what the memo has for an object.
-    memo: dict[int, object] = {id(value): value for value in [*model.parameters(), *model.buffers()]}
-    memo[id(old)] = spec
     channels = _channels(old, d_state).to(model.head_weight.device)
-    for block in model.blocks:
-        if isinstance(block.mixer, Mamba):
-            memo[id(block.mixer)] = _wider(block.mixer, old, spec, channels)
-    return copy.deepcopy(model, memo)
+    mixers = [block.mixer for block in model.blocks if isinstance(block.mixer, Mamba)]
+    return with_replaced(model, {old: spec} | {mixer: _wider(mixer, old, spec, channels) for mixer in mixers})
 
 
 def _channels(spec: ModelSpec, d_state: int) -> Tensor:
