@@ -45,12 +45,19 @@ ALL_IN = 64
 H100 = Machine("H100 80GB, measured", 790e12, ((1e9, 3.0e12),))
 
 
+def outside(device: torch.device) -> int:
+    """Bytes taken on ``device`` beside torch's: graphs, compiled kernels, cuBLAS's own."""
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)
+
+
 def cell(loaded: Loaded, b: int, p: int, o: int, state: str, samples: int, batch: int, fp8: bool) -> dict[str, Any]:
     """One cell; with ``samples`` above 1, b prompts of that many samples each, ``batch`` rows at a time. ``fp8``: the
     blocks' weights.
     """
     device = loaded.model.head_weight.device
     torch.cuda.reset_peak_memory_stats(device)
+    others = outside(device)
     kind = {"dtype": torch.bfloat16, "state_dtype": STATES[state], "fp8_weights": fp8}
     llm = LLM(loaded, max_batch=batch, max_len=p + o, device=device, **kind)
     rng = random.Random(0)
@@ -96,7 +103,8 @@ def cell(loaded: Loaded, b: int, p: int, o: int, state: str, samples: int, batch
         "steps": done, "short_seconds": short, "short_steps": short_steps,
         "prefill_seconds": (llm.stats.prefill_seconds - prefill) / runs, "runs": each,
         "bound_ms_per_step": 1e3 * bound, "bound_tok_s": min(batch, b * samples) / bound, "first_token_seconds": first,
-        "peak_bytes": torch.cuda.max_memory_allocated(device), "plan": str(llm.plan),
+        "peak_bytes": torch.cuda.max_memory_allocated(device), "outside_bytes": outside(device) - others,
+        "planned_bytes": llm.plan.weight_bytes + llm.plan.needed_bytes, "plan": str(llm.plan),
         "joules_per_token": None if joules is None else joules / (runs * b * samples * o), "fp8_weights": fp8,
     }  # fmt: skip
     del llm

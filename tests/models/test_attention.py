@@ -39,6 +39,33 @@ def test_causal_and_separate_per_sequence(make_spec: Any, make_model: Any) -> No
     assert same.tolist() == [True, True, False, False] + [True] * 6
 
 
+@pytest.mark.parametrize("group", [1, 3])
+def test_lengths_that_differ_much_are_padded_little_and_give_what_each_gives_alone(
+    group: int, make_spec: Any, make_model: Any
+) -> None:
+    """With gradients too: training packs documents of all lengths."""
+    model = make_model(make_spec("teacher", group))
+    attention, lens = model.blocks[0].mixer, [2, 90, 1, 3, 40, 2, 2, 1]
+    ragged = Ragged(torch.tensor(lens))
+    assert ragged.alike is not None
+    assert len(ragged.alike.parts) > 1
+    x = torch.randn(sum(lens), 48).double().requires_grad_(True)
+    together, state = attention.prefill(x, ragged, model.rope(ragged.positions))
+    weight = torch.randn_like(together)
+    (gradient,) = torch.autograd.grad((together * weight).sum(), x)
+    start = 0
+    for length in lens:
+        own = slice(start, start + length)
+        alone = Ragged(torch.tensor([length]))
+        apart = x[own].detach().requires_grad_(True)
+        y, kept = attention.prefill(apart, alone, model.rope(alone.positions))
+        torch.testing.assert_close(together[own], y, **TIGHT)
+        torch.testing.assert_close(state.k[own], kept.k, **TIGHT)
+        (one,) = torch.autograd.grad((y * weight[own]).sum(), apart)
+        torch.testing.assert_close(gradient[own], one, **TIGHT)
+        start += length
+
+
 def test_rotation_depends_on_the_distance_only(make_spec: Any) -> None:
     frequencies = rope_frequencies(make_spec())
     q, k = torch.randn(1, 1, 8).double(), torch.randn(1, 1, 8).double()

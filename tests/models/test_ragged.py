@@ -41,3 +41,25 @@ def test_gradients_pass_through_both_ways() -> None:
     ragged = Ragged(torch.tensor([2, 5, 1]))
     x = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda t: ragged.unpad(ragged.pad(t).sin()), x)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=30))
+def test_parts_of_like_lengths_hold_all_tokens_once_and_little_padding(lens: list[int]) -> None:
+    ragged = Ragged(torch.tensor(lens))
+    alike = ragged.alike
+    if ragged.n * ragged.max_len <= 2 * ragged.total:
+        assert alike is None
+        return
+    assert alike is not None
+    x = torch.arange(ragged.total)
+    assert torch.equal(x[alike.order][alike.back], x)
+    longest_first = torch.tensor(sorted(filter(None, lens), reverse=True))
+    assert torch.cat([part.lens for part in alike.parts]).tolist() == longest_first.tolist()
+    for part in alike.parts:
+        assert part.n * part.max_len <= 2 * part.total
+    # A sequence's tokens stay together, in their order.
+    assert ragged.positions[alike.order].tolist() == [p for length in longest_first.tolist() for p in range(length)]
+    pairs = set(zip(ragged.sequence[alike.order].tolist(), Ragged(longest_first).sequence.tolist(), strict=True))
+    assert len(pairs) == len(longest_first)
+    # As many parts as lengths halve, at most: each is a pass of its own.
+    assert len(alike.parts) <= 7

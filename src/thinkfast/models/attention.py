@@ -103,10 +103,18 @@ class Attention(nn.Module):
     def heads(self, x: Tensor, ragged: Ragged, rope: Rope) -> tuple[Tensor, KVState]:
         """Full form before the output projection: x [T, D] to what the heads gather [T, H P], and the KV left."""
         q, k, v = self.project(x, rope)
+        if (alike := ragged.alike) is None:
+            return self._gather(q, k, v, ragged), KVState(k, v)
+        sizes = [part.total for part in alike.parts]
+        parts = zip(*(t[alike.order].split_with_sizes(sizes) for t in (q, k, v)), alike.parts, strict=True)
+        return torch.cat([self._gather(*part) for part in parts])[alike.back], KVState(k, v)
+
+    def _gather(self, q: Tensor, k: Tensor, v: Tensor, ragged: Ragged) -> Tensor:
+        """Causal attention over padded views: q [T, H, P], k and v [T, K, P] to [T, H P]."""
         qp, kp, vp = (ragged.pad(t).transpose(1, 2) for t in (q, k, v))
         gqa = self.n_heads != self.n_kv_heads
         o = F.scaled_dot_product_attention(qp, kp, vp, is_causal=True, scale=self.scale, enable_gqa=gqa)
-        return ragged.unpad(o.transpose(1, 2)).reshape(x.shape[0], -1), KVState(k, v)
+        return ragged.unpad(o.transpose(1, 2)).reshape(q.shape[0], -1)
 
     def prefill(self, x: Tensor, ragged: Ragged, rope: Rope) -> tuple[Tensor, KVState]:
         """Full form: x [T, D] to the mixer's output [T, D] and the KV it leaves behind."""

@@ -10,11 +10,37 @@ Usage: ``r = Ragged(torch.tensor([5, 3])); r.unpad(r.pad(x))`` is ``x``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+# Most positions of a padded view for a token in it.
+_PADDED = 2
+
+
+def _cut(lens: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ranges of ``lens``, the longest first and none of them 0, that are padded to twice their sum at most."""
+    begin = total = 0
+    for end, length in enumerate(lens):
+        if lens[begin] * (end + 1 - begin) > _PADDED * (total + length):
+            yield begin, end
+            begin, total = end, 0
+        total += length
+    yield begin, len(lens)
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """The sequences of a Ragged by length, the longest first, in ``parts``, without those of no token. order, back: [T]
+    where their tokens are taken from, and where those of the Ragged then lie.
+    """
+
+    order: Tensor
+    back: Tensor
+    parts: tuple[Ragged, ...]
 
 
 class Ragged:
@@ -24,6 +50,7 @@ class Ragged:
         self.lens = lens
         # Reading lengths back from a GPU would wait for all it has to do; ``known`` are the same numbers on the host.
         host: list[int] = lens.tolist() if known is None else list(known)
+        self._known = host
         self.n = len(host)
         self.total = sum(host)
         self.max_len = max(host, default=0)
@@ -51,6 +78,21 @@ class Ragged:
     def positions(self) -> Tensor:
         """[T] each token's position within its sequence."""
         return torch.arange(self.total, device=self.lens.device) - self.starts[self.sequence]
+
+    @cached_property
+    def alike(self) -> Alike | None:
+        """The same sequences in parts of like lengths, where one padded view of all of them would hold more than twice
+        as many positions as there are tokens; else None.
+        """
+        if self.n * self.max_len <= _PADDED * self.total:
+            return None
+        order = torch.argsort(self.lens, descending=True, stable=True)
+        lens, known = self.lens[order], sorted(filter(None, self._known), reverse=True)
+        first = (self.starts[order] - (torch.cumsum(lens, 0) - lens)).repeat_interleave(lens, output_size=self.total)
+        at = first + torch.arange(self.total, device=lens.device)
+        back = torch.empty_like(at)
+        back[at] = torch.arange(self.total, device=lens.device)
+        return Alike(at, back, tuple(Ragged(lens[a:b], known[a:b]) for a, b in _cut(known)))
 
     def _flat(self, length: int, before: int = 0) -> Tensor:
         """[T] where each token lies in a padded view of ``length`` positions, the first ``before`` of them empty."""

@@ -37,6 +37,18 @@ def slot_bytes(spec: ModelSpec, itemsize: int, state_itemsize: int) -> int:
     return (spec.n_layers - spec.n_attention) * (ssm + (spec.d_conv * spec.conv_channels + held) * itemsize)
 
 
+def prefill_bytes(spec: ModelSpec, itemsize: int) -> int:
+    """Most bytes that a prefill holds for a token of its pass, beside what it leaves in slots and pages."""
+    d, heads, kv = spec.d_model, spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
+    # q, k and v, rotated, ordered by length, and padded to twice as many; what heads gather padded, copied, ordered.
+    attention = 11 * heads + 9 * kv if spec.n_attention else 0
+    mixer = spec.in_proj_rows + spec.conv_channels + heads if spec.is_student else 0
+    # Beside them the residual, what is added to it, and the normed sum of both.
+    widest = 4 * d + max(attention, mixer, 3 * spec.d_ff)
+    # Positions, places and angles.
+    return widest * itemsize + 64 + 2 * spec.head_dim * itemsize
+
+
 def _plan(
     spec: ModelSpec,
     rows: int,
@@ -47,12 +59,13 @@ def _plan(
     packed: Sequence[int],
 ) -> MemoryPlan:
     size = dtype.itemsize
-    prefill = PREFILL_TOKENS
     wide = max(3 * spec.d_ff, spec.in_proj_rows if spec.is_student else 0) + 6 * spec.d_model
-    work = rows * (spec.vocab_size * size * 2 + wide * size + 32 * spec.n_heads * spec.head_dim)
-    # A prefill's activations, the keys and states it leaves behind, and the decays of its chunks in fp32.
-    work += prefill * (wide * size + spec.kv_bytes_per_token(size) + (spec.n_heads * 640 if spec.is_student else 0))
     prompts = min(rows, OPEN_PROMPTS)
+    # Logits of a step, of a prefill, and of prompts that have begun and not all of their samples.
+    work = (2 * rows + prompts) * spec.vocab_size * size
+    work += rows * (wide * size + 32 * spec.n_heads * spec.head_dim)
+    # A prompt longer than what is prefilled between two steps is prefilled in one pass all the same.
+    work += max(PREFILL_TOKENS, length) * prefill_bytes(spec, size)
     # A prompt's state waits beside the rows that are forked from it; the last slot fills up a batch.
     states = (rows + prompts + 1) * slot_bytes(spec, size, state.itemsize)
     page = PAGE * spec.kv_bytes_per_token(size)
@@ -69,7 +82,7 @@ def _plan(
         kv = (pages + 1) * page
     weights = spec.n_params * size
     return MemoryPlan(
-        rows, length, prompts, pages, weights, kv, states, work, extra, available, prefill, state, GRAPH_BYTES
+        rows, length, prompts, pages, weights, kv, states, work, extra, available, PREFILL_TOKENS, state, GRAPH_BYTES
     )
 
 

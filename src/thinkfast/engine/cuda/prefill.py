@@ -2,26 +2,27 @@
 
 Legend: T tokens, n prompts, D model width, F feed-forward width.
 
-Usage: ``hidden, kept = Prefill(model, mixers, state)(tokens, ragged, slots)``.
+Usage: ``hidden = Prefill(model, mixers, state)(tokens, ragged, slots, places)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 
-from thinkfast.engine.cuda.state import State
+from thinkfast.engine.cuda.state import Places, State
 from thinkfast.kernels.triton.gated import gated, serves
 from thinkfast.kernels.triton.mixer import MixerLayer
 from thinkfast.kernels.triton.norm import add_norm
 from thinkfast.kernels.triton.rounding import round_rows
 from thinkfast.kernels.triton.ssd import Prompts, ssd_prefill
 from thinkfast.kernels.triton.swiglu import swiglu
-from thinkfast.models.attention import KVState
-from thinkfast.models.decoder import Block, Decoder
+from thinkfast.models.attention import Attention, Rope
+from thinkfast.models.decoder import MLP, Block, Decoder
 from thinkfast.models.fp8 import FP8, Fp8Linear, is_fp8
 from thinkfast.models.mixers import Mamba
 from thinkfast.models.ragged import Ragged
@@ -62,16 +63,16 @@ class Prefill:
     """``model``'s prefill into ``state``; ``mixers`` are its Mamba layers' prepared weights, in order."""
 
     def __init__(self, model: Decoder, mixers: Sequence[MixerLayer], state: State) -> None:
-        self.model = model
+        self.model, self._state = model, state
         self._mixers = tuple(zip(mixers, state.mixers, strict=True))
         self._fp8 = is_fp8(model)
         # What follows each layer's feed-forward: the next one's norm, and the next one.
         norms = [block.input_norm.weight for block in model.blocks[1:]] + [model.norm.weight]
         self._following: list[tuple[Tensor, Block | None]] = list(zip(norms, [*model.blocks[1:], None], strict=True))
 
-    def __call__(self, tokens: Tensor, ragged: Ragged, slots: Tensor) -> tuple[Tensor, list[KVState]]:
-        """tokens [T] of n prompts to the hidden state of each one's last token [n, D], and the attention layers' keys
-        and values; what Mamba layers leave behind is in the slots [n].
+    def __call__(self, tokens: Tensor, ragged: Ragged, slots: Tensor, places: Places) -> Tensor:
+        """tokens [T] of n prompts to the hidden state of each one's last token [n, D]. What Mamba layers leave behind
+        is then in the slots [n], keys and values of attention in their ``places``.
         """
         # Norms, residuals and gates by the decode step's kernels: torch's take a fifth of a prefill.
         model, fp8 = self.model, self._fp8
@@ -86,8 +87,7 @@ class Prefill:
             return rows
 
         normed = _Rows.of(model.blocks[0].input_norm(residual), self._rounds(model.blocks[0]))
-        kept: list[KVState] = []
-        mixers = iter(self._mixers)
+        mixers, layers = iter(self._mixers), count()
         for block, (norm, following) in zip(model.blocks, self._following, strict=True):
             if isinstance(block.mixer, Mamba):
                 layer, into = next(mixers)
@@ -96,15 +96,26 @@ class Prefill:
                 )
                 given = ssd_prefill(normed.times(block.mixer.in_proj, dtype), layer, prompts, into)
             else:
-                given, state = block.mixer.heads(normed.x, ragged, rope)
-                kept.append(state)
+                given = self._attend(block.mixer, next(layers), normed.x, ragged, rope, places)
             if following is None:
                 # Of the last layer only a prompt's last token is asked for.
                 given, residual = given[ragged.last], residual[ragged.last]
             mixed = _Rows.of(given, self._rounds(block)).times(block.mixer.out, dtype)
-            inner = _gate_up(added(mixed, block.post_norm.weight, fp8), block.mlp.gate_up, dtype)
-            normed = added(inner.times(block.mlp.down, dtype), norm, self._rounds(following))
-        return normed.x, kept
+            del given  # the next mixer needs the room
+            update = self._feed(block.mlp, added(mixed, block.post_norm.weight, fp8), dtype)
+            normed = added(update, norm, self._rounds(following))
+        return normed.x
+
+    def _attend(self, mixer: Attention, layer: int, x: Tensor, ragged: Ragged, rope: Rope, places: Places) -> Tensor:
+        """What the heads gather [T, H P]. Keys and values are views of projections, which end with this."""
+        given, kept = mixer.heads(x, ragged, rope)
+        self._state.keep(layer, places, kept)
+        return given
+
+    @staticmethod
+    def _feed(mlp: MLP, normed: _Rows, dtype: torch.dtype) -> Tensor:
+        """The feed-forward of rows [T, D]; what is between its products ends with it."""
+        return _gate_up(normed, mlp.gate_up, dtype).times(mlp.down, dtype)
 
     def _rounds(self, block: Block | None) -> bool:
         # Attention does its own rounding, and the head is not in eight bits.

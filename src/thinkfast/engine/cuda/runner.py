@@ -85,8 +85,8 @@ class CudaRunner:
         stored: list[Prompt] = []
         try:
             stored += (self.book.prompt(length) for length in lens)
-            hidden, kept = self._prefill(tokens, ragged, send(np.array([p.slot for p in stored])))
-            self.state.keep([p.pages for p in stored], lens, kept)
+            places = self.state.places([p.pages for p in stored], lens)
+            hidden = self._prefill(tokens, ragged, send(np.array([p.slot for p in stored])), places)
             logits = self.model.logits(hidden)
         except BaseException:  # out of memory, or a user who has waited enough: nobody else knows of their places
             for prompt in stored:
@@ -122,6 +122,9 @@ class CudaRunner:
         for start in starts:
             if start.last:
                 del self._logits[start.prompt.id]
+            elif (line := self._logits[start.prompt.id]).untyped_storage().nbytes() > line.nbytes:
+                # One of its own: its pass's, of all the prompts there, would stay as long.
+                self._logits[start.prompt.id] = line.clone()
         return _NO_CODES
 
     def _enter(self, entries: Sequence[Entry], rows: Sequence[RowStart], logits: list[Tensor]) -> None:

@@ -9,6 +9,7 @@ Usage: ``state = State(model, slots=66, per_row=10, pages=640, ssm_dtype=torch.b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,6 +31,14 @@ def _lines(pool: Tensor) -> Tensor:
     """``pool`` [S, ...] in whole numbers, the widest that fit: fp8 cannot be indexed, and bytes copy slowly."""
     lines = pool.flatten(1)
     return lines.view(torch.int64 if lines.shape[1] * lines.element_size() % 8 == 0 else torch.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The page of each token [T], and its place there."""
+
+    page: Tensor
+    place: Tensor
 
 
 class State:
@@ -70,16 +79,19 @@ class State:
         host = torch.from_numpy(np.ascontiguousarray(values))
         return host.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else host
 
-    def keep(self, pages: Sequence[Sequence[int]], lens: Sequence[int], kept: Sequence[KVState]) -> None:
-        """Write the keys and values of a packed prefill of n prompts to their pages, one KVState a layer."""
-        if not kept:
-            return
+    def places(self, pages: Sequence[Sequence[int]], lens: Sequence[int]) -> Places:
+        """Where the keys and values of a packed prefill of n prompts go; nowhere where no layer has any."""
+        if not self.spec.n_attention:
+            nothing = torch.empty(0, dtype=torch.int64, device=self.device)
+            return Places(nothing, nothing)
         at = [np.arange(n) for n in lens]
         where = [np.asarray(own)[t // PAGE] for own, t in zip(pages, at, strict=True)]
-        page, place = self.send(np.concatenate(where)), self.send(np.concatenate(at) % PAGE)
-        for layer, state in enumerate(kept):
-            self.k[layer][page, :, place] = state.k.to(self.k.dtype)
-            self.v[layer][page, :, place] = state.v.to(self.v.dtype)
+        return Places(self.send(np.concatenate(where)), self.send(np.concatenate(at) % PAGE))
+
+    def keep(self, layer: int, places: Places, kept: KVState) -> None:
+        """Write keys and values of one attention layer to their pages."""
+        self.k[layer][places.page, :, places.place] = kept.k.to(self.k.dtype)
+        self.v[layer][places.page, :, places.place] = kept.v.to(self.v.dtype)
 
     def enter(self, entries: Sequence[Entry], starts: Sequence[RowStart]) -> Tensor:
         """Write new rows' parameters and pages and copy their prompts' states; returns their slots, int32."""
