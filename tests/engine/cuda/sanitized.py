@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import triton
+import triton.language as tl
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
@@ -66,7 +68,22 @@ CASES = [
 PROMPTS, STEPS = [[5, 9, 11] * (1 + i % 30) for i in range(40)], 6
 
 
+@triton.jit
+def _write(OUT, place):  # type: ignore[no-untyped-def]  # noqa: ANN001
+    tl.store(OUT + place, 1.0)
+
+
+def write_beyond() -> None:
+    """One number behind the last: what the tool has to find, or it would find nothing of the rest either."""
+    _write[(1,)](torch.zeros(1000, device="cuda"), 1000)
+    torch.cuda.synchronize()
+    print("done")
+
+
 def main() -> None:
+    if sys.argv[1:] == ["beyond"]:
+        write_beyond()
+        return
     sampler._ROOM = 1
     for case in CASES:
         drive(case.model().to("cuda"), case.rows, case.state, PROMPTS, STEPS, case.mix)

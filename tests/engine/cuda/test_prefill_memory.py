@@ -51,8 +51,8 @@ def storages(values: Any) -> list[torch.UntypedStorage]:
 
 
 class Held(TorchDispatchMode):
-    """The most bytes of tensors that were there at once, of those made under it. A storage counts as long as a tensor on
-    it is known, views of what was there before not at all.
+    """The most bytes of tensors that were there at once, of those made under it. A storage counts as long as a tensor
+    on it is known, views of what was there before not at all.
     """
 
     def __init__(self) -> None:

@@ -54,6 +54,8 @@ MIXERS += [(4, 2, 16, 16, dtype, F32, Tiling(each), 2) for dtype, each in zip(FL
 # Activations as the engine has them: heads of a real model, in one kernel and in two, and a group of eight.
 MIXERS += [(1, 1, 64, 64, BF16, BF16, None, 1), (2, 1, 128, 128, BF16, BF16, None, 1)]
 MIXERS += [(8, 1, 64, 16, F32, BF16, Tiling(2), 1)]
+# Groups that are no power of two, in one kernel and in two.
+MIXERS += [(group, 1, 16, 16, F32, F32, Tiling(1, whole=whole), 1) for group in (3, 5, 6, 7) for whole in (False, True)]
 if ON_GPU:
     SIZES = [(6, 2, 16, 16), (4, 4, 16, 32), (2, 1, 16, 128), (8, 2, 32, 64), (8, 8, 128, 16)]
     # In one kernel and in two, a head a program and as the step cuts them; and every batch cut in a way of its own.
@@ -66,6 +68,11 @@ if ON_GPU:
     HEADS = [(p, n) for p in (64, 128) for n in (16, 32, 64, 128)]
     REAL = [(2 * group, 2, *head) for group, head in zip(GROUPS, HEADS, strict=True)]
     MIXERS += [(*sizes, BF16, BF16, None, rows) for sizes in REAL for rows in (8, 300)]
+    # SmolLM2's and Llama-3.2-3B's groups are of 3, Qwen2.5's of 6 and 7.
+    ODD = [(3, 64), (5, 64), (6, 64), (7, 64), (3, 128), (5, 128), (6, 128), (7, 128)]
+    STATES = (16, 64, 32, 16, 128, 16, 64, 16)
+    ODD_SIZES = [(2 * group, 2, p, n) for (group, p), n in zip(ODD, STATES, strict=True)]
+    MIXERS += [(*sizes, BF16, BF16, None, rows) for sizes in ODD_SIZES for rows in (8, 300)]
     # Other groups, and states of the other kinds.
     OTHERS = [(2 * group, 2, *head) for group, head in zip((1, 8, 4, 2, 4, 1, 8, 2), HEADS, strict=True)]
     MIXERS += [(*sizes, ssm, BF16, None, 40) for sizes, ssm in zip(OTHERS, (F8, F32) * 4, strict=True)]

@@ -8,6 +8,8 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
 
+from comparing import NAN, PRODUCT, close
+
 from thinkfast.kernels.triton import product as module
 from thinkfast.kernels.triton.launch import shared_memory
 from thinkfast.kernels.triton.product import MOST_ROWS, Cut, Cuts, can_cut, cuts, product, product_reference
@@ -15,7 +17,6 @@ from thinkfast.models.fp8 import quantize_rows
 
 # The interpreter turns arrays of one element into numbers, of which numpy 2.3 warns.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-NAN = float("nan")
 ON_GPU = torch.cuda.is_available()
 # Rows, outputs, inputs. The interpreter takes a tenth of a second for each program, and cannot multiply bf16.
 CASES = [(3, 40, 80)]
@@ -29,12 +30,6 @@ def some_cuts(rows: int) -> Cuts:
     """The step's on a GPU; tiles of a few programs for the interpreter."""
     one, shares = Cut(16, 32, 32, 1, 4, 2), Cut(16, 32, 32, 2, 4, 2)
     return cuts(rows) if ON_GPU else Cuts(one, shares, one, shares, one)
-
-
-def close(found: Tensor, want: Tensor) -> None:
-    error = (found.double() - want.double()).norm() / want.double().norm()
-    # A rounding to bf16 is 2 ** -9 at most; sums in another order do not show beside it.
-    assert error < (4e-3 if ON_GPU else 1e-5), float(error)
 
 
 @pytest.mark.parametrize(("rows", "n", "k"), CASES)
@@ -73,7 +68,7 @@ def check(
     found, want = (torch.full(shape, NAN, device=x.device, dtype=kind) for _ in range(2))
     product(x, w, found, cut, bias, gated, scales)
     product_reference(x, w, want, cut, bias, gated, scales)
-    close(found.sum(0) if cut.shares > 1 else found, want.sum(0) if cut.shares > 1 else want)
+    close(*(each.sum(0) if cut.shares > 1 else each for each in (found, want)), PRODUCT)
 
 
 def test_many_rows_odd_widths_and_wide_numbers_are_left_to_the_library(device: torch.device) -> None:
