@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from thinkfast.cli import build_app
+from thinkfast.commands._benchview import _context
 from thinkfast.models.checkpoint import save_checkpoint
 from thinkfast.models.decoder import Decoder, init_weights
 from thinkfast.models.loading import ASSETS
@@ -46,6 +47,16 @@ def test_bench_shows_tables_and_ends_with_one_line_of_json(models: tuple[Path, P
     for words in ("Tokens per second", "transformers", "student vs big", "Step time against context", "overtakes"):
         assert words in text
     assert "student has no transformers baseline" in text
+    cost = found["throughput"][0]["cost"]["all"]
+    (line,) = [line.split() for line in lines if line.split()[:4] == ["big", "thinkfast", "2", "4+3"]]
+    assert line[6:8] == [f"{cost['bytes'] / 1e9:.3g}", f"{cost['flops'] / 1e9:.3g}"]
+
+
+def test_what_was_cheaper_from_the_first_context_on_may_have_been_before() -> None:
+    assert _context(13.0, True, 13.0) == "≤ 13"
+    assert _context(60.4, True, 13.0) == "60"
+    assert _context(None, True, 13.0) == "never"
+    assert _context(None, False, 13.0) == ""
 
 
 def test_bench_can_leave_baseline_and_curve_out(models: tuple[Path, Path]) -> None:

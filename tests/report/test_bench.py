@@ -231,6 +231,12 @@ def test_the_grid_has_every_combination_once() -> None:
         BenchConfig(dtype="fp8").validate()
 
 
+def test_a_grid_is_planned_for_the_states_that_take_most() -> None:
+    assert BenchConfig().widest_state is None
+    assert BenchConfig(states=("fp8",)).widest_state == torch.float8_e4m3fn
+    assert BenchConfig(states=("bf16", "fp32", "fp8")).widest_state == torch.float32
+
+
 def test_a_shared_prompt_is_read_once() -> None:
     assert Case(64, 64, 255).context == 64 + 128
     assert Case(64, 64, 255, shared=True).context == 1 + 128

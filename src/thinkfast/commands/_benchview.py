@@ -16,7 +16,7 @@ from thinkfast.commands._evalview import terminal_table
 from thinkfast.report.tables import bench_table
 
 SPEED_COLUMNS = (
-    *("model", "engine", "batch", "tokens", "tokens/s", "ms/step", "bound", "share"),
+    *("model", "engine", "batch", "tokens", "tokens/s", "ms/step", "GB/step", "GFLOP/step", "bound", "share"),
     *("first", "MiB", "planned", "mJ/token"),
 )
 PIPE_WIDTH = 160  # a file or a pipe has no width of its own, and a wrapped table cannot be read
@@ -49,6 +49,7 @@ def _speeds(cells: Sequence[Mapping[str, Any]]) -> Table:
             f"{cell['prompt_tokens']}{' shared' if cell['shared_prompt'] else ''}+{cell['new_tokens']}",
             f"{cell['tokens_per_second']:,.0f}",
             f"{cell['ms_per_step']:.2f}",
+            *(f"{cell['cost']['all'][name] / 1e9:.3g}" for name in ("bytes", "flops")),
             f"{cell['bound_ms_per_step']:.2f}",
             "–" if cell["bound_share"] is None else f"{cell['bound_share']:.0%}",
             f"{1e3 * cell['first_token_seconds']:.0f} ms",
@@ -65,15 +66,17 @@ def _curves(curves: Mapping[str, Mapping[str, Any]], crossings: Sequence[Mapping
     table = _table("Step time against context", columns, left=1)
     at = {each["student"]: each for each in crossings}
     for name, curve in curves.items():
-        found = [_context(at.get(name, {}).get(f"{how}_context"), name in at) for how in ("measured", "predicted")]
+        values = (at.get(name, {}).get(f"{how}_context") for how in ("measured", "predicted"))
+        found = [_context(value, name in at, contexts[0]) for value in values]
         table.add_row(name, *(f"{1e3 * seconds:.2f}" for seconds in curve["seconds"]), *found)
     return table
 
 
-def _context(value: float | None, student: bool) -> str:
+def _context(value: float | None, student: bool, first: float) -> str:
+    """Where a student gets cheaper; what is so at the ``first`` context measured may have been so before."""
     if not student:
         return ""
-    return "never" if value is None else f"{value:.0f}"
+    return "never" if value is None else f"{'' if value > first else '≤ '}{value:.0f}"
 
 
 def _table(title: str, columns: Sequence[str], left: int) -> Table:

@@ -76,7 +76,8 @@ def bench(
     dtype, device = PRECISIONS[config.dtype], require_device(config.device)
     loaded = {s.name: fitted(load_as(s.model, config.dtype, device)) for s in system_list(config.models)}
     say = say or (lambda text: None)
-    plans = {name: plan_for(one.model, max(config.batches), config.longest) for name, one in loaded.items()}
+    largest = max(config.batches), config.longest, config.widest_state
+    plans = {name: plan_for(one.model, *largest) for name, one in loaded.items()}
     for name, plan in plans.items():
         if on_plan is not None:
             on_plan(name, plan)

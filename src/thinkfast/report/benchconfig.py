@@ -108,6 +108,11 @@ class BenchConfig:
         """Tokens of the longest chain, its prompt included."""
         return max(self.prompt_tokens) + max(self.new_tokens)
 
+    @property
+    def widest_state(self) -> torch.dtype | None:
+        """What the states that take most are kept in; None for the engine's own choice."""
+        return max((STATES[state] for state in self.states), key=lambda dtype: dtype.itemsize, default=None)
+
     def wanted(self, kind: RatioKind, case: Case) -> float | None:
         """The ratio this case is held to; None where no promise was made."""
         promised = self.device == "cpu" and self.dtype == "fp32" and case.batch == WANTED_BATCH and not case.shared
