@@ -84,7 +84,7 @@ class MemoryPlan:
         head = f"{self.max_batch} rows of up to {self.max_len} tokens"
         lines = [head, *told(parts)]
         if self.largest is not None:
-            lines.append(f"  {'largest batch of such rows':<32}{self.largest:>12,}")
+            lines.append(f"  {'largest batch of such rows':<36}{self.largest:>14,}")
         return "\n".join(lines)
 
 

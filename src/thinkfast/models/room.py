@@ -32,7 +32,7 @@ def available_memory(device: torch.device) -> int | None:
 def told(sizes: Iterable[tuple[str, int | None]]) -> list[str]:
     """Lines of a plan: names and bytes, None for what nobody knows."""
     shown = [(name, "unknown" if size is None else f"{size / 2**20:,.1f} MiB") for name, size in sizes]
-    return [f"  {name:<32}{size:>12}" for name, size in shown]
+    return [f"  {name:<36}{size:>14}" for name, size in shown]
 
 
 def require_room(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> None:

@@ -18,7 +18,7 @@ from thinkfast.kernels.triton.mixer import HOLD
 from thinkfast.kernels.triton.product import MOST_ROWS
 from thinkfast.models.spec import ModelSpec
 
-# Prompt tokens between two steps: enough to fill the chip, 10 to 20 ms of a model of a billion weights.
+# Prompt tokens between two steps: enough to fill the chip, 27 ms of a model of a billion weights.
 PREFILL_TOKENS = 8192
 # Prompts whose samples take turns at the rows; beyond, requests wait until one has begun all of its own.
 OPEN_PROMPTS = 256
