@@ -1,4 +1,5 @@
-"""Tokens per second of queues longer than the batch: equal lengths, ragged ones, a deadline, samples of shared prompts.
+"""Tokens per second of queues longer than the batch: equal lengths, ragged ones, a deadline, samples of shared prompts,
+prompts of very different lengths.
 
     export PYTHONPATH=src
     python3 benchmarks/gpu_queue.py --model random:llama-3.2-1b/pure-d16 --rows 512 --out results/gpu-queue.json
@@ -6,7 +7,8 @@
 
 equal: --rounds times as many prompts as rows, --new tokens each. ragged: lengths drawn from a quarter of that up to all
 of it, so that rows end and others enter at every few steps. deadline: the same, cut off after --seconds. samples:
---samples chains of each of --prompts prompts; independent: as many chains, each with a prompt of its own.
+--samples chains of each of --prompts prompts; independent: as many chains, each with a prompt of its own. prompts: as
+equal, after prompts of an eighth to eight times --prompt tokens, as many of each doubling.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import Request, SamplingParams
 from thinkfast.models.loading import load_model
 
-KINDS = ("equal", "ragged", "deadline", "samples", "independent")
+KINDS = ("equal", "ragged", "deadline", "samples", "independent", "prompts")
+LONGEST = 8
 
 
 def requests(kind: str, a: argparse.Namespace, vocabulary: int, tag: str) -> list[Request]:
@@ -39,7 +42,8 @@ def requests(kind: str, a: argparse.Namespace, vocabulary: int, tag: str) -> lis
         params = SamplingParams(
             a.samples if shared else 1, temperature=0.8, max_tokens=length, ignore_eos=True, detokenize=False
         )
-        prompt = tuple(rng.randrange(vocabulary) for _ in range(a.prompt))
+        size = round(a.prompt * LONGEST ** rng.uniform(-1, 1)) if kind == "prompts" else a.prompt
+        prompt = tuple(rng.randrange(vocabulary) for _ in range(size))
         found.append(Request(f"{tag}{i}", prompt, params))
     return found
 
@@ -49,6 +53,7 @@ def measure(kind: str, llm: LLM, a: argparse.Namespace) -> dict[str, Any]:
     seconds = a.seconds if kind == "deadline" else None
     queue = requests(kind, a, llm.spec.vocab_size, kind)
     s = llm.stats
+    s.longest_prefill = 0.0
     before = s.steps, s.prefill_tokens, s.prefill_seconds, s.decode_seconds
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -61,6 +66,7 @@ def measure(kind: str, llm: LLM, a: argparse.Namespace) -> dict[str, Any]:
         "kind": kind, "requests": len(queue), "chains": len(lengths), "tokens": tokens, "seconds": took,
         "tok_s": tokens / took, "steps": steps, "rows_per_step": tokens / max(steps, 1), "prefill_tokens": prefilled,
         "prefill_seconds": s.prefill_seconds - before[2], "decode_seconds": s.decode_seconds - before[3],
+        "longest_prefill_ms": 1e3 * s.longest_prefill,
     }  # fmt: skip
     if seconds is not None:
         told["late_ms"] = 1e3 * (took - seconds)
@@ -85,7 +91,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="earlier figures there are kept")
     a = parser.parse_args()
     dtype = torch.bfloat16 if a.device == "cuda" else torch.float32
-    llm = LLM(load_model(a.model, dtype, a.device), a.rows, a.prompt + a.new, dtype, a.device, dtype)
+    longest = a.prompt * (LONGEST if "prompts" in a.kinds else 1) + a.new
+    llm = LLM(load_model(a.model, dtype, a.device), a.rows, longest, dtype, a.device, dtype)
     # Compile and capture what will be met.
     warm = argparse.Namespace(**{**vars(a), "new": 16, "rounds": 2, "prompts": 2, "seconds": 1.0})
     for kind in a.kinds:

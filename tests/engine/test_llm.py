@@ -467,7 +467,7 @@ def test_stats_count_everything_once() -> None:
     chains = llm.generate([prompt(5), prompt(9)], with_params(SAMPLED, n=3, ignore_eos=False))
     assert llm.stats.generated_tokens == sum(len(c.tokens) for row in chains for c in row)
     assert llm.stats.prefill_tokens == 14
-    assert 0 < llm.stats.prefill_seconds
+    assert 0 < llm.stats.longest_prefill <= llm.stats.prefill_seconds
     assert 0 < llm.stats.decode_seconds
     assert llm.stats.tokens_per_second > 0
 
@@ -487,6 +487,7 @@ def test_a_prefill_that_goes_on_behind_the_host_is_not_counted_as_decoding(monke
     monkeypatch.setattr(runner, "prefilled", lambda: told.pop() if told else {})
     llm.generate([prompt(5), prompt(9)], with_params(SAMPLED, n=2))
     assert llm.stats.prefill_seconds == pytest.approx(100)
+    assert llm.stats.longest_prefill == 100
     assert 0 < llm.stats.prefill_seconds + llm.stats.decode_seconds < 60
 
 

@@ -33,7 +33,8 @@ IDLE_SECONDS = 0.001  # between two looks at an iterator that has nothing yet, w
 @dataclass(slots=True)
 class Stats:
     """What the engine has done since it was made; seconds are wall-clock. A device works while the host is elsewhere:
-    there a prefill's seconds are the device's, and the others are the decode's.
+    there a prefill's seconds are the device's, and the others are the decode's. longest_prefill: seconds that rows which
+    ran have waited for others' prompts, at most.
     """
 
     generated_tokens: int = 0
@@ -41,6 +42,7 @@ class Stats:
     steps: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    longest_prefill: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -186,10 +188,12 @@ class Session:
         """Of a prefill on a device the host has seen the launch; the rest of it passed in waiting for a step."""
         ended = self.runner.prefilled()
         if ended is None:
+            self.stats.longest_prefill = max([self.stats.longest_prefill, *self._launched.values()])
             self._launched.clear()
             return
         for first, seconds in ended.items():
             if (took := self._launched.pop(first, None)) is not None:
+                self.stats.longest_prefill = max(self.stats.longest_prefill, seconds)
                 self.stats.prefill_seconds += seconds - took
                 self.stats.decode_seconds -= seconds - took
 
