@@ -12,6 +12,8 @@ from rich.progress import ProgressColumn
 
 from thinkfast.commands import _evalview
 from thinkfast.commands._evalview import EvalView
+from thinkfast.engine.plan import make_plan
+from thinkfast.models.spec import ModelSpec
 from thinkfast.report.evalconfig import EvalConfig
 from thinkfast.report.samples import Row
 from thinkfast.report.systemrun import Start
@@ -38,6 +40,17 @@ def test_speed_counts_chains_that_are_not_finished() -> None:
         view.chain(row(5.0))
         view._bar.refresh()
         assert "1/160 chains" in text()
+
+
+def test_what_a_gpus_memory_is_taken_for_is_told() -> None:
+    spec = ModelSpec(64, 32, 2, 2, 16, 48, ("attention",) * 2, max_positions=512)
+    plan = make_plan(spec, 8, 100, 4, None)
+    for device, told in (("cuda", True), ("cpu", False)):
+        shown, text = console()
+        with EvalView(EvalConfig(("a",), n=8, device=device), shown) as view:
+            view.load("a")
+            view.plan(plan)
+        assert ("8 rows of up to 100 tokens" in text()) is told
 
 
 def test_a_resumed_run_says_where_it_goes_on() -> None:

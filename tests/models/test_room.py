@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from thinkfast.errors import CapacityError
 from thinkfast.models import loading, room, shapes
-from thinkfast.models.room import available_memory, require_room
+from thinkfast.models.room import available_memory, refusing, require_room
 
 CPU = torch.device("cpu")
 SPEC = shapes.SHAPES["llama-3.2-1b"]
@@ -39,6 +43,73 @@ def test_memory_is_told_of_a_cpu_and_of_no_meta_device() -> None:
     there = available_memory(CPU)
     assert there is None or there > 2**20
     assert available_memory(torch.device("meta")) is None
+
+
+@pytest.mark.parametrize(
+    ("most", "taken", "cached", "left"),
+    [("8000000", "3000000", "inactive_file 500000", 5500000), ("5", "9", "active_file 7", 0), ("max", "3", "", None)],
+)
+def test_a_containers_limit_is_one(
+    most: str, taken: str, cached: str, left: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_GROUP", tmp_path)
+    for name, text in (("max", most), ("current", taken), ("stat", f"anon 1\n{cached}\n")):
+        (tmp_path / f"memory.{name}").write_text(text + "\n")
+    monkeypatch.setattr(room, "_in_address_space", lambda: None)
+    free = room._number("/proc/meminfo", "MemAvailable:", 1024)
+    assert room._in_container() == left
+    found = available_memory(CPU)
+    assert found == left if left is not None else (found is None) == (free is None)
+
+
+LIMITED = """
+import resource, sys
+from thinkfast.errors import CapacityError
+from thinkfast.models.loading import load_model
+from thinkfast.models.room import _number
+taken = _number("/proc/self/status", "VmSize:", 1024)
+resource.setrlimit(resource.RLIMIT_AS, (taken + 400 * 2**20,) * 2)
+try:
+    load_model("random:smollm2-135m")
+except CapacityError as error:
+    print(error.message)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc, or no limit on address spaces")
+def test_a_limit_on_the_process_is_one_too() -> None:
+    """As `ulimit -v` sets on machines that many share: half a gigabyte of weights within 400 MiB."""
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
+    assert "the model does not fit in memory" in done.stdout, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+    ],
+)
+def test_memory_that_runs_out_is_told_as_what_it_was_for(error: Exception) -> None:
+    with (
+        pytest.raises(CapacityError, match="ran out while"),
+        refusing("memory ran out while it was read", "close some"),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(errno.ENOENT, "no such file"), KeyError("x")])
+def test_other_errors_stay_what_they_are(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, refusing("memory ran out", "close some"):
+        raise error
+    assert caught.value is error
+
+
+def test_torchs_own_error_is_known() -> None:
+    with pytest.raises(CapacityError), refusing("memory ran out", "close some"):
+        torch.empty(2**55, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("name", ["tiny", "random:smollm2-135m"])

@@ -283,8 +283,10 @@ def test_a_grid_that_does_not_fit_is_refused_with_its_plan(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner_module, "available_memory", lambda device: 1000)
-    with pytest.raises(CapacityError, match="does not fit in memory"):
+    with pytest.raises(CapacityError, match="does not fit in memory") as refused:
         bench(config(folders))
+    assert "--prompt or --new" in refused.value.remedy
+    assert "max_" not in refused.value.remedy
 
 
 def test_missing_embedded_students_are_left_out_with_a_note() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from thinkfast.engine.plan import MemoryPlan
 from thinkfast.errors import InputError, ModelError, OutputError, ProblemError
 from thinkfast.models.checkpoint import save_checkpoint
 from thinkfast.models.decoder import Decoder, init_weights
@@ -69,7 +70,16 @@ def test_the_log_holds_every_chain_in_order(config: EvalConfig, tmp_path: Path) 
     seen: list[Row] = []
     starts: list[Start] = []
     loads: list[str] = []
-    done = evaluate(config, tmp_path / "out", on_load=loads.append, on_start=starts.append, on_chain=seen.append)
+    plans: list[MemoryPlan] = []
+    done = evaluate(
+        config,
+        tmp_path / "out",
+        on_load=loads.append,
+        on_plan=plans.append,
+        on_start=starts.append,
+        on_chain=seen.append,
+    )
+    assert len(plans) == len(loads)
     rows = read_rows(tmp_path / "out" / SAMPLES)
     units = ((0, 1), (2, 3), (4,))
     expected = [(s, f"p{p}", i) for s in ("teacher", "pure") for unit in units for p in range(6) for i in unit]

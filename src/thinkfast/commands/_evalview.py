@@ -26,6 +26,7 @@ from rich.progress import (
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from thinkfast.engine.plan import MemoryPlan
 from thinkfast.report import tables
 from thinkfast.report.evaluate import EvalConfig, Start
 from thinkfast.report.render import Report
@@ -82,6 +83,11 @@ class EvalView:
         self._stand(ended=True)
         self._start, self._chains = None, 0
         self._task = self._bar.add_task(f"{system}: loading", total=None)
+
+    def plan(self, plan: MemoryPlan) -> None:
+        """What of a GPU's memory is about to be taken; a CPU's is only taken as it fills."""
+        if self._config.device != "cpu":
+            self._bar.console.print(Text(str(plan), style="dim"))
 
     def start(self, start: Start) -> None:
         """Its clock starts, or goes on."""

@@ -82,6 +82,6 @@ def run(
         changes.append(f"models={json.dumps(model)}")  # JSON is YAML
     config = load_config(EvalConfig, paths[0] if paths else None, changes)
     with EvalView(config) as view:
-        evaluate(config, out, on_load=view.load, on_start=view.start, on_chain=view.chain)
+        evaluate(config, out, on_load=view.load, on_plan=view.plan, on_start=view.start, on_chain=view.chain)
     results = load_results(out)
     print_result(results, out, render_report(results, out) if report else None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,21 +21,18 @@ from thinkfast.engine.runners import fitted, make_runner, plan_for
 from thinkfast.engine.scheduler import Limits, Scheduler
 from thinkfast.engine.session import Codec, Session, Stats
 from thinkfast.engine.stops import stop_table
-from thinkfast.errors import CapacityError, InputError
+from thinkfast.errors import InputError
 from thinkfast.models.fp8 import in_fp8
 from thinkfast.models.loading import Loaded, load_model
+from thinkfast.models.room import refusing
 
 
-@contextmanager
-def _planned(plan: MemoryPlan) -> Iterator[None]:
-    """Errors: CapacityError with the plan where a device's memory runs out all the same."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise CapacityError(
-            f"memory ran out, though the plan had room: {plan}",
-            remedy="see whether another program has come to the device, or pass a smaller max_batch or max_len",
-        ) from error
+def _planned(plan: MemoryPlan) -> AbstractContextManager[None]:
+    """Errors: CapacityError with the plan where memory runs out all the same."""
+    return refusing(
+        f"memory ran out, though the plan had room: {plan}",
+        "see whether another program has come to the device, or pass a smaller max_batch or max_len",
+    )
 
 
 class LLM:
@@ -52,6 +49,7 @@ class LLM:
         fp8_weights: the blocks' projections in eight bits (models/fp8.py), for teacher and student alike: half the
             bytes and twice the rate of a GPU's products. Answers change a little; on a CPU it only costs time.
         keep_hidden: chains carry their hidden states (Chain.hidden), which a verifier reads for nothing.
+        on_plan: sees the memory plan before anything is allocated.
 
     Errors: ModelError, InputError, and CapacityError with the memory plan where it does not fit, or memory runs out all
     the same; what was in flight is freed then.
@@ -67,6 +65,7 @@ class LLM:
         state_dtype: torch.dtype | None = None,
         keep_hidden: bool = False,
         fp8_weights: bool = False,
+        on_plan: Callable[[MemoryPlan], None] | None = None,
     ) -> None:
         loaded = model if isinstance(model, Loaded) else load_model(model, dtype, device)
         if fp8_weights:
@@ -74,6 +73,8 @@ class LLM:
         loaded = fitted(loaded)
         self.loaded, self.spec, self.tokenizer = loaded, loaded.spec, loaded.tokenizer
         plan = self.plan = plan_for(loaded.model, max_batch, max_len, state_dtype)
+        if on_plan is not None:
+            on_plan(plan)
         self.stats = Stats()
         with _planned(plan):
             self._runner = make_runner(loaded.model, plan, self.tokenizer.eos_ids, keep_hidden)

@@ -33,8 +33,8 @@ IDLE_SECONDS = 0.001  # between two looks at an iterator that has nothing yet, w
 @dataclass(slots=True)
 class Stats:
     """What the engine has done since it was made; seconds are wall-clock. A device works while the host is elsewhere:
-    there a prefill's seconds are the device's, and the others are the decode's. longest_prefill: seconds that rows which
-    ran have waited for others' prompts, at most.
+    there a prefill's seconds are the device's, and the others are the decode's. longest_prefill: most seconds that rows
+    which ran have waited for others' prompts.
     """
 
     generated_tokens: int = 0

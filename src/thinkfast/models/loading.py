@@ -21,7 +21,7 @@ from thinkfast.errors import InputError, ModelError
 from thinkfast.models.checkpoint import HEAD, UnfoldableError, check_stock, convert_stock
 from thinkfast.models.decoder import Decoder
 from thinkfast.models.fp8 import in_fp8
-from thinkfast.models.room import require_room
+from thinkfast.models.room import refusing, require_room
 from thinkfast.models.shapes import PREFIX, random_decoder, random_spec
 from thinkfast.models.skeleton import skeleton
 from thinkfast.models.sources.catalogue import ASSETS, EMBEDDED
@@ -64,6 +64,11 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32, device: str
     damaged, or weights and config disagree; CapacityError, before anything is read, where its weights do not fit.
     """
     device = require_device(device)
+    with refusing(f"memory ran out while {name} was read", f"see what else takes memory of {device}"):
+        return _found(name, dtype, device)
+
+
+def _found(name: str | Path, dtype: torch.dtype, device: torch.device) -> Loaded:
     if str(name).startswith(PREFIX):
         return _random(str(name), dtype, device)
     path = find_model(name)

@@ -23,6 +23,7 @@ from typing import Any, cast
 
 from thinkfast.config import to_dict
 from thinkfast.data.problems import Problem, load_problems
+from thinkfast.engine.plan import MemoryPlan
 from thinkfast.errors import InputError, ProblemError, ThinkfastError
 from thinkfast.files import atomic_write
 from thinkfast.judge.answer import Equivalence, canonical_key
@@ -55,6 +56,7 @@ def evaluate(
     out: Path,
     *,
     on_load: Callable[[str], None] | None = None,
+    on_plan: Callable[[MemoryPlan], None] | None = None,
     on_start: Callable[[Start], None] | None = None,
     on_chain: Callable[[Row], None] | None = None,
     checker: Equivalence | None = None,
@@ -64,8 +66,8 @@ def evaluate(
     Writes `samples.jsonl` (rows), `units.jsonl` (commits), `eval.yaml` (the config) and `eval.json` (the records).
 
     Arguments:
-        on_load, on_start, on_chain: progress: a system's model is being loaded, its clock starts, a chain is judged;
-            rows arrive as chains finish, before their unit is committed.
+        on_load, on_plan, on_start, on_chain: progress: a system's model is being loaded, memory is about to be taken,
+            its clock starts, a chain is judged; rows arrive as chains finish, before their unit is committed.
         checker: decides what keys cannot. None takes `judge.checker.Checker`, started before any clock; but where
             every gold answer is a plain number, keys decide and no checker runs.
 
@@ -80,7 +82,7 @@ def evaluate(
     before = set(out.iterdir()) if out.is_dir() else None
     claim(config, out)
     try:
-        return _evaluate(config, systems, specs, problems, out, on_load, on_start, on_chain, checker)
+        return _evaluate(config, systems, specs, problems, out, on_load, on_plan, on_start, on_chain, checker)
     except ThinkfastError:
         if not before and not (out / EVAL).exists() and not _has_rows(out):  # a claim that nothing stands behind
             shutil.rmtree(out)
@@ -100,6 +102,7 @@ def _evaluate(
     problems: list[Problem],
     out: Path,
     on_load: Callable[[str], None] | None,
+    on_plan: Callable[[MemoryPlan], None] | None,
     on_start: Callable[[Start], None] | None,
     on_chain: Callable[[Row], None] | None,
     checker: Equivalence | None,
@@ -117,7 +120,7 @@ def _evaluate(
                 run = SystemRun(config, system, spec, problems, log, checker)
                 if on_load is not None:
                     on_load(system.name)
-                records[system.name] = run.go(on_start, on_chain)
+                records[system.name] = run.go(on_plan, on_start, on_chain)
                 _write(out, config, problems, list(records.values()), note)
     return Evaluation(out, config, tuple(records[system.name] for system in systems))
 

@@ -3,7 +3,7 @@
 The clock starts when the model is loaded and warmed up (a full batch of a few tokens, thrown away) and counts
 everything from there: prefill, sampling, answer extraction and checking. `report.evaluate` strings such runs together.
 
-Usage: ``SystemRun(config, system, spec, problems, log, checker).go(on_start, on_chain)``.
+Usage: ``SystemRun(config, system, spec, problems, log, checker).go(on_plan, on_start, on_chain)``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from thinkfast.data.problems import Problem
 from thinkfast.data.prompts import prompt_tokens
 from thinkfast.engine.llm import LLM
+from thinkfast.engine.plan import MemoryPlan
 from thinkfast.engine.request import Chain, Request, SamplingParams
 from thinkfast.errors import OutputError, ProblemError
 from thinkfast.judge.answer import Equivalence, judge
@@ -99,7 +100,12 @@ class SystemRun:
         self.size = min(config.unit, -(-FILLS * config.max_batch // len(problems)))
         self.started = 0.0
 
-    def go(self, on_start: Callable[[Start], None] | None, on_chain: Callable[[Row], None] | None) -> SystemRecord:
+    def go(
+        self,
+        on_plan: Callable[[MemoryPlan], None] | None,
+        on_start: Callable[[Start], None] | None,
+        on_chain: Callable[[Row], None] | None,
+    ) -> SystemRecord:
         config, count = self.config, len(self.problems)
         began = time.monotonic()
         loaded = load_as(self.system.model, config.dtype, config.device)
@@ -109,7 +115,7 @@ class SystemRun:
         if self.spec.n_attention:
             longest = min(longest, self.spec.max_positions)
         rows = min(config.max_batch, count * min(self.size, config.n or self.size))
-        llm = LLM(loaded, rows, longest)
+        llm = LLM(loaded, rows, longest, on_plan=on_plan)
         self._warm_up(llm, prompts, rows)
         load_seconds = time.monotonic() - began
         if on_start is not None:
