@@ -3,12 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from thinkfast.kernels.cpu import native
 from thinkfast.kernels.cpu.native import pack, pack_gated
 
 
 @pytest.mark.parametrize(("outputs", "columns"), [(32, 16), (33, 16), (5, 32)])
 @pytest.mark.parametrize("exact", [True, False])
-def test_panels_hold_the_matrix(outputs: int, columns: int, exact: bool) -> None:
+@pytest.mark.parametrize("piece", [1 << 22, 7 * 16, 1])
+def test_panels_hold_the_matrix(
+    outputs: int, columns: int, exact: bool, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "_PIECE", piece)
     weight = torch.randn(outputs, 7)
     if exact:
         weight = weight.to(torch.bfloat16).float()

@@ -13,7 +13,10 @@ import ctypes
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_PIECE = 1 << 22  # numbers of a matrix that are packed at once
 
 
 def _layout(pointers: str = "", ints: str = "", floats: str = "") -> list[tuple[str, type]]:
@@ -83,10 +86,15 @@ def pack(weight: Tensor, bias: Tensor | None, columns: int) -> Packed:
     """
     outputs, inputs = weight.shape
     rest = -outputs % columns
-    exact = bool((weight.to(torch.bfloat16).to(weight.dtype) == weight).all())
-    padded = torch.zeros(outputs + rest, inputs, dtype=torch.bfloat16 if exact else torch.float32)
-    padded[:outputs] = weight
-    panels = padded.view(-1, columns, inputs).transpose(1, 2).contiguous()
+    # Piece by piece: a copy of a whole vocabulary beside its panels would be what a plan has no room for.
+    pieces = torch.split(weight, columns * max(1, _PIECE // (columns * inputs)))
+    exact = all(bool((piece.to(torch.bfloat16).to(piece.dtype) == piece).all()) for piece in pieces)
+    panels = torch.empty((outputs + rest) // columns, inputs, columns, dtype=torch.bfloat16 if exact else torch.float32)
+    at = 0
+    for piece in pieces:
+        padded = F.pad(piece, (0, 0, 0, -len(piece) % columns)).view(-1, columns, inputs)
+        panels[at : at + len(padded)] = padded.transpose(1, 2)
+        at += len(padded)
     if bias is not None:
         bias = torch.cat((bias.detach(), bias.new_zeros(rest)))
     return Packed(panels, bias, outputs)
