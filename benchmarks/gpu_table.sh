@@ -8,7 +8,8 @@
 #   benchmarks/gpu_table.sh fp8 /tmp/t              # our engine, weights in eight bits (65 s)
 #   benchmarks/gpu_table.sh shapes /tmp/t           # 3B shapes and other d_state: results/gpu-shapes.json (180 s)
 #   benchmarks/gpu_table.sh merge /tmp/t results/gpu-engine.json   # needs no GPU; parts may lie in folders of their own,
-#                                                   # what vLLM came to in other leases in elsewhere*.jsonl
+#                                                   # what vLLM came to in other leases in elsewhere*.jsonl,
+#                                                   # each line with the commit of ours that ran beside it: "lease"
 #
 # TOOLS: the folder of vllm_bench.py and decode_step_prototype.py; VLLM: where vLLM is installed (pack_vllm.py).
 set -euo pipefail
