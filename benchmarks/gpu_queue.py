@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--prefill-tokens", type=int, help="most between two steps")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=1)
@@ -92,12 +93,14 @@ def main() -> None:
     a = parser.parse_args()
     dtype = torch.bfloat16 if a.device == "cuda" else torch.float32
     longest = a.prompt * (LONGEST if "prompts" in a.kinds else 1) + a.new
-    llm = LLM(load_model(a.model, dtype, a.device), a.rows, longest, dtype, a.device, dtype)
+    llm = LLM(
+        load_model(a.model, dtype, a.device), a.rows, longest, dtype, a.device, dtype, prefill_tokens=a.prefill_tokens
+    )
     # Compile and capture what will be met.
     warm = argparse.Namespace(**{**vars(a), "new": 16, "rounds": 2, "prompts": 2, "seconds": 1.0})
     for kind in a.kinds:
         list(llm.stream(requests(kind, warm, llm.spec.vocab_size, "warm " + kind)))
-    setting = {key: getattr(a, key) for key in ("rows", "prompt", "new", "samples")}
+    setting = {key: getattr(a, key) for key in ("rows", "prompt", "new", "samples", "prefill_tokens")}
     found = [{"model": a.model, **setting, **measure(kind, llm, a)} for _ in range(a.repeats) for kind in a.kinds]
     earlier = json.loads(a.out.read_text())["queues"] if a.out is not None and a.out.exists() else []
     publish({"queues": [*earlier, *found]}, a.out, a.seed, unprinted=["queues"])

@@ -472,6 +472,26 @@ def test_stats_count_everything_once() -> None:
     assert llm.stats.tokens_per_second > 0
 
 
+def test_prompts_between_two_steps_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is longer comes alone, and chains are the same."""
+    prompts = [prompt(n) for n in (30, 30, 30, 90, 5)]
+    want = engine("hybrid", max_batch=8).generate(prompts, SAMPLED)
+    llm, sizes = LLM(loaded("hybrid"), 8, 400, prefill_tokens=64), []
+    run = llm._runner.prefill
+
+    def prefill(prompts: Sequence[Sequence[int]]) -> list[PromptHandle]:
+        sizes.append(sum(map(len, prompts)))
+        return run(prompts)
+
+    monkeypatch.setattr(llm._runner, "prefill", prefill)
+    found = llm.generate(prompts, SAMPLED)
+    assert sizes == [60, 30, 90, 5]
+    assert [[c.tokens for c in chains] for chains in found] == [[c.tokens for c in chains] for chains in want]
+    for tokens in (0, -1, 10**9):
+        with pytest.raises(InputError, match=f"prefill_tokens is {tokens}"):
+            LLM(loaded("hybrid"), 8, 400, prefill_tokens=tokens)
+
+
 def test_a_prefill_that_goes_on_behind_the_host_is_not_counted_as_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device tells of its prefills later, by the first prompt's id; one of a run that was given up is nobody's."""
     llm = LLM(loaded("hybrid"), max_batch=4, max_len=128)

@@ -49,6 +49,8 @@ class LLM:
         fp8_weights: the blocks' projections in eight bits (models/fp8.py), for teacher and student alike: half the
             bytes and twice the rate of a GPU's products. Answers change a little; on a CPU it only costs time.
         keep_hidden: chains carry their hidden states (Chain.hidden), which a verifier reads for nothing.
+        prefill_tokens: most prompt tokens between two steps, or one longer prompt; None for as many as the plan has
+            room for. With fewer the chains that run wait for less at a time, and all together for more.
         on_plan: sees the memory plan before anything is allocated.
 
     Errors: ModelError, InputError, and CapacityError with the memory plan where it does not fit, or memory runs out all
@@ -65,6 +67,7 @@ class LLM:
         state_dtype: torch.dtype | None = None,
         keep_hidden: bool = False,
         fp8_weights: bool = False,
+        prefill_tokens: int | None = None,
         on_plan: Callable[[MemoryPlan], None] | None = None,
     ) -> None:
         loaded = model if isinstance(model, Loaded) else load_model(model, dtype, device)
@@ -73,6 +76,9 @@ class LLM:
         loaded = fitted(loaded)
         self.loaded, self.spec, self.tokenizer = loaded, loaded.spec, loaded.tokenizer
         plan = self.plan = plan_for(loaded.model, max_batch, max_len, state_dtype)
+        between = plan.prefill_tokens if prefill_tokens is None else prefill_tokens
+        if not 0 < between <= plan.prefill_tokens:
+            raise InputError(f"prefill_tokens is {between}", remedy=f"pass 1 to {plan.prefill_tokens}")
         if on_plan is not None:
             on_plan(plan)
         self.stats = Stats()
@@ -82,7 +88,7 @@ class LLM:
         # chains of L tokens, waiting for B * sqrt(2 / L) free rows costs least, a twelfth at L = 300.
         together = max(1, max_batch // 12)
         pages = plan.admissible_pages
-        self._limits = Limits(max_batch, plan.max_len, pages, PAGE, plan.prefill_tokens, plan.prompts, together)
+        self._limits = Limits(max_batch, plan.max_len, pages, PAGE, between, plan.prompts, together)
         self._stops: dict[tuple[str, ...], int] = {(): 0}
         self._pieces: list[str] | None = None
         self._session: Session | None = None
