@@ -128,8 +128,8 @@ def gpu(stem: str = "gpu-engine") -> str:
         for theirs in columns.values():
             other = theirs.get((VLLM.get(name, name), *at))
             line.append(f"{other:,.0f} ({one['tok_s'] / other:.2f}x)" if other else "")
-        teachers = [each["tok_s"] for key, each in cells.items() if key[1:] == tuple(at) and teaches(key[0])]
-        best = max([*teachers, here.get(("llama-1b", *at), 0.0)])
+        teachers = {key[0]: each["tok_s"] for key, each in cells.items() if key[1:] == tuple(at) and teaches(key[0])}
+        best = max([*teachers.values(), *(here.get((VLLM.get(one, one), *at), 0.0) for one in teachers)], default=0.0)
         lines.append([*line, f"{one['tok_s'] / best:.2f}x" if best else ""])
     head = ["B / P / O", "model", "tokens/s", "ms a step", "share of the bound", *columns, "against the best teacher"]
     return table(head, lines)
@@ -238,6 +238,7 @@ def rounding(*stems: str) -> str:
 
 VLLM = {
     "llama-3.2-1b": "llama-1b",
+    "llama-3.2-3b": "llama-3b",
     "llama-3.2-1b/pure-d64": "pure-1b",
     "llama-3.2-1b/hybrid4-d64": "hybrid-1b",
 }
