@@ -113,7 +113,8 @@ def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", SPECS)
 def test_a_prefill_holds_no_more_than_is_planned(name: str, fp8: bool, lengths: str) -> None:
     spec, lens = SPECS[name], LENGTHS[lengths]
-    model = in_fp8(random_model(spec)) if fp8 else random_model(spec)
+    model = random_model(spec).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = in_fp8(model) if fp8 else model
     plan = make_cuda_plan(spec, len(lens), max(lens) + 1, F32, F32, None)
     runner = CudaRunner(model, plan, frozenset(), capture=False)
     prompts = [[i % spec.vocab_size for i in range(length)] for length in lens]

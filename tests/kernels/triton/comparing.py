@@ -19,8 +19,9 @@ def close(found: Tensor, want: Tensor, bound: float) -> None:
     errors, norms = (lines - own).norm(dim=1), own.norm(dim=1)
     overall = float(errors.norm() / norms.norm().clamp_min(1e-30))
     assert overall < bound, overall
-    worst = float(errors.max() / norms.mean().clamp_min(1e-30))
-    assert worst < 3 * bound, (worst, int(errors.argmax()))
+    # Of its own norm where that is larger than the mean: attention over one token gathers more than over thousands.
+    own_errors = errors / norms.clamp_min(float(norms.mean().clamp_min(1e-30)))
+    assert float(own_errors.max()) < 3 * bound, (float(own_errors.max()), int(own_errors.argmax()))
 
 
 def tolerance(dtype: torch.dtype) -> float:
