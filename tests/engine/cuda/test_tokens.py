@@ -33,6 +33,7 @@ from thinkfast.kernels.triton.product import Cuts
 from thinkfast.kernels.triton.sampler import BLOCK
 from thinkfast.models.fp8 import in_fp8
 from thinkfast.models.padding import with_d_state
+from thinkfast.models.ragged import Ragged
 from thinkfast.models.spec import ModelSpec
 
 # The interpreter turns arrays of one element into numbers, of which numpy 2.3 warns.
@@ -91,6 +92,26 @@ def check_tokens(ours: CudaRunner, plain: Runner) -> None:
         runner.close(prompt)
     assert said[0] == said[1]
     assert all(len(tokens) == 4 for tokens in said[0])
+
+
+def test_prompts_of_very_different_lengths_in_one_prefill_keep_to_themselves() -> None:
+    """Attention takes them in parts; what each has left is in its own slot, and on its own pages of 64 tokens."""
+    model, prompts = random_model(SPEC), [[7], [(3 * i) % 60 for i in range(70)], [9, 11]]
+    assert Ragged(torch.tensor([len(prompt) for prompt in prompts])).alike is not None
+    there = random_model(SPEC).to(DEVICE)
+    said = []
+    ours = CudaRunner(there, make_cuda_plan(SPEC, 3, 128, F32, F32, None), NONE, capture=False)
+    plain = Runner(model, make_plan(SPEC, 3, 128, 4, None), NONE)
+    runners: tuple[AnyRunner, ...] = (ours, plain)
+    for runner in runners:
+        handles = runner.prefill(prompts)
+        starts = [(RowStart(17 + i, PARAMS, 9, len(prompt)),) for i, prompt in enumerate(prompts)]
+        runner.fork([Start(handle, start, last=True) for handle, start in zip(handles, starts, strict=True)])
+        for _ in range(3):
+            runner.step()
+        said.append([row.tokens[:3] for row in runner.said(range(3))])
+    assert said[0] == said[1]
+    assert len(set(said[0])) == 3
 
 
 @pytest.mark.parametrize("captured", [False, True])
