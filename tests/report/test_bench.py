@@ -45,6 +45,7 @@ def fast_machine() -> Iterator[None]:
     machine = Machine("made up", 1e11, ((1e6, 1e10),))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench_module, "machine_profile", lambda device, dtype: machine)
+        patch.setattr(bench_module.Processors, "taken", lambda self: None)
         yield
 
 
@@ -229,6 +230,16 @@ def test_the_grid_has_every_combination_once() -> None:
         replace(grid, states=("int8",)).validate()  # type: ignore[arg-type]
     with pytest.raises(InputError, match="fp8 to run against"):
         BenchConfig(dtype="fp8").validate()
+
+
+@pytest.mark.parametrize(("taken", "told"), [(None, False), (0.1, False), (0.9, True)])
+def test_a_machine_that_others_use_is_told(
+    taken: float | None, told: bool, folders: dict[str, Path], fast_machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_module.Processors, "taken", lambda self: taken)
+    one = {"pure": folders["pure"]}
+    found = bench(config(one, against="none", curve=False, prompts=("distinct",), repeats=1))
+    assert any("something else had 0.9 of" in note for note in found["notes"]) is told
 
 
 def test_a_grid_is_planned_for_the_states_that_take_most() -> None:

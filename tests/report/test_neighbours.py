@@ -32,6 +32,13 @@ def test_what_this_process_keeps_busy_is_told_apart_from_what_others_do() -> Non
     assert asleep < 0.1 < 0.3 < busy
 
 
+def test_what_others_took_is_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours.os, "cpu_count", lambda: 4)
+    for shares, taken in (((1.5, 2.0), 0.5), ((3.9, 0.2), 0.0), ((None, None), None), ((1.0, None), None)):
+        monkeypatch.setattr(Processors, "shares", lambda self, shares=shares: shares)
+        assert Processors().taken() == (None if taken is None else pytest.approx(taken))
+
+
 def test_idle_processors_are_read_off_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stat = tmp_path / "stat"
     monkeypatch.setattr(neighbours, "STAT", stat)

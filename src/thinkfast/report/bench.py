@@ -29,6 +29,7 @@ from thinkfast.report.breakeven import Curve, Measured, break_even
 from thinkfast.report.contestants import Contestant, Ours, Timing, Transformers, why_not_transformers
 from thinkfast.report.energy import EnergyMeter, energy_meter
 from thinkfast.report.evalconfig import system_list
+from thinkfast.report.neighbours import Processors
 from thinkfast.report.probe import PeakMemory, machine_profile
 from thinkfast.report.roofline import ItemSizes, Machine, as_dict, decode_step
 from thinkfast.report.stepcurve import step_curves
@@ -41,6 +42,10 @@ def present(models: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     """``models`` without embedded ones that this installation lacks, and a note for each of those."""
     missing = [m for m in models if m in EMBEDDED and not (ASSETS / m / "model.safetensors").is_file()]
     return tuple(m for m in models if m not in missing), [f"{m} is not there: left out" for m in missing]
+
+
+# Processors that others may have before figures are doubted: a system's own chores take a few hundredths.
+_DISTURBED = 0.2
 
 
 @dataclass(slots=True)
@@ -87,6 +92,7 @@ def bench(
         if on_plan is not None:
             on_plan(name, plan)
     load = os.getloadavg()
+    watch = Processors()
     say("measuring the machine")
     machine = machine_profile(device, dtype)
     with energy_meter(device) as meter:
@@ -94,6 +100,11 @@ def bench(
         for case in config.cases():
             run.case(case)
     curves = run.curves() if config.curve else {}
+    if device.type == "cpu" and (taken := watch.taken() or 0.0) > _DISTURBED:
+        run.notes.append(
+            f"something else had {taken:.1f} of {os.cpu_count()} processors meanwhile: run it again on a quiet machine "
+            "before you compare these figures"
+        )
     return {
         "version": 1,
         "config": to_dict(config),

@@ -29,6 +29,11 @@ class Processors:
         unused = None if idle is None or self._idle is None else (idle - self._idle) / passed
         return (time.process_time() - self._used) / passed, unused
 
+    def taken(self) -> float | None:
+        """Processors that other programs had, or the machine that this one is a guest of."""
+        had, idle = self.shares()
+        return None if had is None or idle is None else max(0.0, (os.cpu_count() or 1) - had - idle)
+
 
 def _idle_seconds() -> float | None:
     """Of all processors together since the machine started; None where the system does not tell (Linux does)."""
