@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from thinkfast.models.decoder import Decoder, with_replaced
 from thinkfast.models.fp8 import Fp8Linear
 from thinkfast.models.mixers import Mamba
+from thinkfast.models.skeleton import skeleton
 from thinkfast.models.spec import ModelSpec
 
 
@@ -26,8 +27,11 @@ def with_d_state(model: Decoder, d_state: int) -> Decoder:
     old = model.spec
     spec = replace(old, d_state=d_state)
     channels = _channels(old, d_state).to(model.head_weight.device)
-    mixers = [block.mixer for block in model.blocks if isinstance(block.mixer, Mamba)]
-    return with_replaced(model, {old: spec} | {mixer: _wider(mixer, old, spec, channels) for mixer in mixers})
+    others: dict[object, object] = {old: spec}
+    for block, empty in zip(model.blocks, skeleton(spec).blocks, strict=True):
+        if isinstance(block.mixer, Mamba) and isinstance(empty.mixer, Mamba):
+            others[block.mixer] = _fill(empty.mixer, block.mixer, channels)
+    return with_replaced(model, others)
 
 
 def _channels(spec: ModelSpec, d_state: int) -> Tensor:
@@ -44,32 +48,28 @@ def _spread(rows: Tensor, places: Tensor, count: int) -> Tensor:
     return out
 
 
-def _wider(mixer: Mamba, old: ModelSpec, spec: ModelSpec, channels: Tensor) -> Mamba:
-    with torch.device("meta"):
-        new = Mamba(spec)
+def _fill(wider: Mamba, mixer: Mamba, channels: Tensor) -> Mamba:
+    """``wider``, which has no weights yet, with those of ``mixer``."""
     for name in ("dt_bias", "A_log", "D", "norm_weight", "out"):
-        setattr(new, name, getattr(mixer, name))
+        setattr(wider, name, getattr(mixer, name))
     for name in ("conv_weight", "conv_bias"):
-        spread = _spread(getattr(mixer, name).detach(), channels, spec.conv_channels)
-        setattr(new, name, nn.Parameter(spread, requires_grad=False))
+        spread = _spread(getattr(mixer, name).detach(), channels, len(getattr(wider, name)))
+        setattr(wider, name, nn.Parameter(spread, requires_grad=False))
     # z [H P], the convolution's channels, dt [H].
-    z = old.n_heads * old.head_dim
-    after = z + spec.conv_channels + torch.arange(old.n_heads, device=channels.device)
-    places = torch.cat([torch.arange(z, device=channels.device), z + channels, after])
-    new.add_module("in_proj", _wider_linear(mixer.in_proj, places, spec.in_proj_rows))
-    return new.train(mixer.training)
+    z, count, heads = wider.sizes
+    z_at, heads_at = (torch.arange(size, device=channels.device) for size in (z, heads))
+    places = torch.cat([z_at, z + channels, z + count + heads_at])
+    wider.add_module("in_proj", _filled(wider.in_proj, mixer.in_proj, places))
+    return wider.train(mixer.training)
 
 
-def _wider_linear(linear: nn.Linear | Fp8Linear, places: Tensor, rows: int) -> nn.Linear | Fp8Linear:
-    """The same outputs at ``places`` of ``rows``, others zero."""
-    small = isinstance(linear, Fp8Linear)
-    weight, bias = linear.weight.detach(), linear.bias
+def _filled(wider: nn.Linear, linear: nn.Linear | Fp8Linear, places: Tensor) -> nn.Linear | Fp8Linear:
+    """``wider`` with the outputs of ``linear`` at ``places``, others zero."""
+    weight, bias, rows = linear.weight.detach(), linear.bias, wider.out_features
     if isinstance(linear, Fp8Linear):
         # A row's largest is 448 scales, so rounding it again changes nothing.
         weight = (weight.float() * linear.scale.t())[: linear.out_features, : linear.in_features]
-    with torch.device("meta"):
-        new = nn.Linear(linear.in_features, rows, bias=bias is not None)
-    new.weight = nn.Parameter(_spread(weight, places, rows), requires_grad=False)
+    wider.weight = nn.Parameter(_spread(weight, places, rows), requires_grad=False)
     if bias is not None:
-        new.bias = nn.Parameter(_spread(bias.detach()[: linear.out_features], places, rows), requires_grad=False)
-    return Fp8Linear(new) if small else new
+        wider.bias = nn.Parameter(_spread(bias.detach()[: linear.out_features], places, rows), requires_grad=False)
+    return Fp8Linear(wider) if isinstance(linear, Fp8Linear) else wider
