@@ -25,6 +25,7 @@ import typer
 from thinkfast.errors import InputError
 
 ORDER = {order}
+RESUMES = "the last count" if {order} == 1 else ""
 EXAMPLES = """
 thinkfast {name} 3              # three [of them]
 thinkfast {name} 3 --loud
@@ -69,7 +70,7 @@ def test_verbs_are_found_ordered_and_taught_by_example(package: ModuleType) -> N
     [
         ("3", 0, "done 3"),
         ("-1", 2, r"error: count is -1, \[it\] must be positive: x{200}\n  remedy: pass a count like 3"),
-        ("99", 130, "interrupted. Run the same command again"),
+        ("99", 130, "interrupted. Run the same command again: it goes on from the last count."),
         ("three", 2, r"(?i)invalid value for .*count"),
     ],
 )
@@ -78,6 +79,12 @@ def test_exit_codes_and_messages(package: ModuleType, count: str, code: int, wor
     assert result.exit_code == code
     assert re.search(words, result.stdout if code == 0 else result.stderr)
     assert "Traceback" not in result.output
+
+
+def test_what_would_begin_anew_says_no_more_than_that_it_was_interrupted(package: ModuleType) -> None:
+    result = CliRunner().invoke(build_app(package), ["a-late", "99"])
+    assert result.exit_code == 130
+    assert result.stderr.strip() == "interrupted."
 
 
 def test_a_bug_keeps_its_traceback(package: ModuleType) -> None:

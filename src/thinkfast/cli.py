@@ -44,8 +44,15 @@ class _Group(TyperGroup):
             _say(f"error: there is no space left for {where}\nremedy: free some space, or write elsewhere")
             raise typer.Exit(EXIT_USER_ERROR) from error
         except KeyboardInterrupt as stop:
-            _say("\ninterrupted. Run the same command again: demo, distill and eval go on from there.")
+            _say(f"\ninterrupted.{self._goes_on(ctx)}")
             raise typer.Exit(EXIT_INTERRUPTED) from stop
+
+    def _goes_on(self, ctx: Any) -> str:
+        """What the same command would do, where that is not to begin anew."""
+        verb = self.commands.get(ctx.invoked_subcommand or "")
+        module = sys.modules.get(getattr(verb.callback, "__module__", "")) if verb is not None else None
+        resumes = getattr(module, "RESUMES", None)
+        return f" Run the same command again: it goes on from {resumes}." if resumes else ""
 
 
 def build_app(package: ModuleType = commands) -> typer.Typer:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 ORDER = 10
+RESUMES = "the last stage's checkpoint, or unit of samples, that it has kept"
 EXAMPLES = """
 thinkfast demo                       # about 8 minutes on two cores; open runs/demo/report.html
 thinkfast demo --quick               # the same stages in two minutes; the students learn little

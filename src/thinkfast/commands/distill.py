@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 ORDER = 20
+RESUMES = "its last checkpoint"
 EXAMPLES = """
 thinkfast distill recipes/tiny-hybrid.yaml --out runs/hybrid                  # all stages, resumable
 thinkfast distill recipes/tiny-pure.yaml stages.2.tokens=5e6 --out runs/pure  # with a change

@@ -15,6 +15,7 @@ import typer
 from thinkfast.errors import InputError
 
 ORDER = 40
+RESUMES = "the last unit that it has kept, a sample or more of every problem"
 EXAMPLES = """
 thinkfast eval -m tiny -m tiny-hybrid --limit 20 -n 8             # 8 samples of 20 problems by each
 thinkfast eval -m tiny -m tiny-pure --limit 50 --seconds 60       # as many as 60 s allow each
