@@ -5,9 +5,8 @@
 
 Random bf16 weights, temperature 0.8, forced length; each cell is B sequences, P prompt tokens, O new tokens, after one
 short run that compiles and captures. A step's ms are what a run of O tokens takes longer than one of two. --vllm takes
-the lines that ../shared/tools/vllm_bench.py printed on the same machine, --elsewhere those of other leases, for
-vLLM hangs on its host. Bounds are those of shared/tools/bound.py: report/roofline.py with
-3.0 TB/s and 790 TFLOP/s.
+the lines that ../shared/tools/vllm_bench.py printed on the same machine, --elsewhere those of other leases, for vLLM
+hangs on its host. Bounds are those of shared/tools/bound.py: report/roofline.py with 3.0 TB/s and 790 TFLOP/s.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ def test_where_nobody_knows_what_is_there_nothing_is_refused(monkeypatch: pytest
 
 def test_memory_is_told_of_a_cpu_and_of_no_meta_device() -> None:
     there = available_memory(CPU)
-    assert there is None or there > 2**20
+    assert there is not None
+    assert there > 2**20
     assert available_memory(torch.device("meta")) is None
 
 
@@ -56,10 +57,10 @@ def test_a_containers_limit_is_one(
     for name, text in (("max", most), ("current", taken), ("stat", f"anon 1\n{cached}\n")):
         (tmp_path / f"memory.{name}").write_text(text + "\n")
     monkeypatch.setattr(room, "_in_address_space", lambda: None)
-    free = room._number("/proc/meminfo", "MemAvailable:", 1024)
     assert room._in_container() == left
-    found = available_memory(CPU)
-    assert found == left if left is not None else (found is None) == (free is None)
+    free = available_memory(CPU)
+    assert free is not None
+    assert free == left if left is not None else free > 2**20  # the machine's own
 
 
 LIMITED = """
@@ -76,7 +77,6 @@ except CapacityError as error:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc, or no limit on address spaces")
 def test_a_limit_on_the_process_is_one_too() -> None:
     """As `ulimit -v` sets on machines that many share: half a gigabyte of weights within 400 MiB."""
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)

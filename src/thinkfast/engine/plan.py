@@ -122,7 +122,12 @@ def fitting_plan(
         plan = replace(plan, largest=_most(lambda rows: plan_of(rows, length).all_at_length, _MOST_ROWS))
     if not plan.fits:
         rows = _most(lambda rows: plan_of(rows, length).fits, max_batch)
-        remedy = f"pass max_batch={rows} or a smaller max_len" if rows else "pass a smaller max_len, or free memory"
+        # Callers of the API and users of the command line have other names for the same two sizes.
+        remedy = (
+            f"pass max_batch={rows} or a smaller max_len: a batch of {rows}, or shorter chains"
+            if rows
+            else "pass a smaller max_len: shorter chains; or free memory"
+        )
         raise CapacityError(f"the engine does not fit in memory: {plan}", remedy=remedy)
     return plan
 

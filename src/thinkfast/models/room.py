@@ -1,6 +1,7 @@
-"""Whether a model's weights fit into a device's memory, asked before any of them is read.
+"""What memory there is, whether a model's weights fit into it (asked before any of them is read), and what to say where
+it runs out.
 
-Usage: ``require_room(spec, torch.bfloat16, torch.device("cuda"))``.
+Usage: ``require_room(spec, torch.bfloat16, torch.device("cuda"))``; ``with refusing(told, remedy): …``.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ import torch
 from thinkfast.config import to_dict
 from thinkfast.engine.plan import MemoryPlan
 from thinkfast.engine.runners import captured, fitted, plan_for
-from thinkfast.errors import CapacityError
 from thinkfast.models.loading import ASSETS, EMBEDDED, PRECISIONS, Loaded, load_as, require_device
 from thinkfast.provenance import provenance
 from thinkfast.report.benchconfig import STATES, BenchConfig, Case, RatioKind, State
@@ -83,11 +82,7 @@ def bench(
     loaded = {s.name: fitted(load_as(s.model, config.dtype, device)) for s in system_list(config.models)}
     say = say or (lambda text: None)
     largest = max(config.batches), config.longest, config.widest_state
-    try:
-        plans = {name: plan_for(one.model, *largest) for name, one in loaded.items()}
-    except CapacityError as error:
-        remedy = error.remedy.replace("max_batch=", "--batch ").replace("max_len", "--prompt or --new")
-        raise CapacityError(error.message, remedy=remedy) from error
+    plans = {name: plan_for(one.model, *largest) for name, one in loaded.items()}
     for name, plan in plans.items():
         if on_plan is not None:
             on_plan(name, plan)

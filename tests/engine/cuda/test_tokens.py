@@ -5,6 +5,7 @@ elsewhere by Triton's interpreter. No graph is captured; that is test_runner.py'
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,20 +79,23 @@ def test_a_student_between_two_powers_of_two_gives_its_own_tokens() -> None:
     check_tokens(CudaRunner(there, plan, NONE, capture=False), plain)
 
 
-def check_tokens(ours: CudaRunner, plain: Runner) -> None:
-    """Both say the same after a prompt, a fork and a few steps."""
+def check_tokens(ours: CudaRunner, plain: Runner, prompts: Sequence[Sequence[int]] = ([5, 9, 11],)) -> None:
+    """Both say the same after a prefill, two forks of every prompt and a few steps."""
     said = []
     runners: tuple[AnyRunner, ...] = (ours, plain)
     for runner in runners:
-        (prompt,) = runner.prefill([[5, 9, 11]])
-        runner.fork([Start(prompt, (RowStart(17, PARAMS, 9, 3), RowStart(99, PARAMS, 9, 3)), last=False)])
+        handles = runner.prefill(prompts)
+        rows = [tuple(RowStart(key, PARAMS, 9, len(prompt)) for key in (17, 99)) for prompt in prompts]
+        runner.fork([Start(handle, own, last=False) for handle, own in zip(handles, rows, strict=True)])
         for _ in range(4):
             runner.step()
         # The captured one is a step behind in what it has heard.
-        said.append([row.tokens[:4] for row in runner.said(range(2))])
-        runner.close(prompt)
+        said.append([row.tokens[:4] for row in runner.said(range(2 * len(prompts)))])
+        for handle in handles:
+            runner.close(handle)
     assert said[0] == said[1]
     assert all(len(tokens) == 4 for tokens in said[0])
+    assert len(set(said[0])) == 2 * len(prompts)
 
 
 def test_prompts_of_very_different_lengths_in_one_prefill_keep_to_themselves() -> None:
@@ -99,19 +103,8 @@ def test_prompts_of_very_different_lengths_in_one_prefill_keep_to_themselves() -
     model, prompts = random_model(SPEC), [[7], [(3 * i) % 60 for i in range(70)], [9, 11]]
     assert Ragged(torch.tensor([len(prompt) for prompt in prompts])).alike is not None
     there = random_model(SPEC).to(DEVICE)
-    said = []
-    ours = CudaRunner(there, make_cuda_plan(SPEC, 3, 128, F32, F32, None), NONE, capture=False)
-    plain = Runner(model, make_plan(SPEC, 3, 128, 4, None), NONE)
-    runners: tuple[AnyRunner, ...] = (ours, plain)
-    for runner in runners:
-        handles = runner.prefill(prompts)
-        starts = [(RowStart(17 + i, PARAMS, 9, len(prompt)),) for i, prompt in enumerate(prompts)]
-        runner.fork([Start(handle, start, last=True) for handle, start in zip(handles, starts, strict=True)])
-        for _ in range(3):
-            runner.step()
-        said.append([row.tokens[:3] for row in runner.said(range(3))])
-    assert said[0] == said[1]
-    assert len(set(said[0])) == 3
+    ours = CudaRunner(there, make_cuda_plan(SPEC, 6, 128, F32, F32, None), NONE, capture=False)
+    check_tokens(ours, Runner(model, make_plan(SPEC, 6, 128, 4, None), NONE), prompts)
 
 
 @pytest.mark.parametrize("captured", [False, True])
