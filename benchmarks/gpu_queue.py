@@ -1,5 +1,5 @@
 """Tokens per second of queues longer than the batch: equal lengths, ragged ones, a deadline, samples of shared prompts,
-prompts of very different lengths.
+prompts of very different lengths, a long one here and there.
 
     export PYTHONPATH=src
     python3 benchmarks/gpu_queue.py --model random:llama-3.2-1b/pure-d16 --rows 512 --out results/gpu-queue.json
@@ -8,7 +8,8 @@ prompts of very different lengths.
 equal: --rounds times as many prompts as rows, --new tokens each. ragged: lengths drawn from a quarter of that up to all
 of it, so that rows end and others enter at every few steps. deadline: the same, cut off after --seconds. samples:
 --samples chains of each of --prompts prompts; independent: as many chains, each with a prompt of its own. prompts: as
-equal, after prompts of an eighth to eight times --prompt tokens, as many of each doubling.
+equal, after prompts of an eighth to eight times --prompt tokens, as many of each doubling. long: as equal, and every
+64th prompt has --long tokens, which are prefilled in pieces.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import Request, SamplingParams
 from thinkfast.models.loading import load_model
 
-KINDS = ("equal", "ragged", "deadline", "samples", "independent", "prompts")
+KINDS = ("equal", "ragged", "deadline", "samples", "independent", "prompts", "long")
 LONGEST = 8
 
 
@@ -43,6 +44,7 @@ def requests(kind: str, a: argparse.Namespace, vocabulary: int, tag: str) -> lis
             a.samples if shared else 1, temperature=0.8, max_tokens=length, ignore_eos=True, detokenize=False
         )
         size = round(a.prompt * LONGEST ** rng.uniform(-1, 1)) if kind == "prompts" else a.prompt
+        size = a.long if kind == "long" and i % 64 == 32 else size
         prompt = tuple(rng.randrange(vocabulary) for _ in range(size))
         found.append(Request(f"{tag}{i}", prompt, params))
     return found
@@ -80,6 +82,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["equal", "ragged", "deadline"])
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--long", type=int, default=32768)
     parser.add_argument("--new", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--samples", type=int, default=64)
@@ -92,7 +95,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="earlier figures there are kept")
     a = parser.parse_args()
     dtype = torch.bfloat16 if a.device == "cuda" else torch.float32
-    longest = a.prompt * (LONGEST if "prompts" in a.kinds else 1) + a.new
+    longest = max(a.prompt * (LONGEST if "prompts" in a.kinds else 1), a.long if "long" in a.kinds else 0) + a.new
     llm = LLM(
         load_model(a.model, dtype, a.device), a.rows, longest, dtype, a.device, dtype, prefill_tokens=a.prefill_tokens
     )
@@ -100,7 +103,7 @@ def main() -> None:
     warm = argparse.Namespace(**{**vars(a), "new": 16, "rounds": 2, "prompts": 2, "seconds": 1.0})
     for kind in a.kinds:
         list(llm.stream(requests(kind, warm, llm.spec.vocab_size, "warm " + kind)))
-    setting = {key: getattr(a, key) for key in ("rows", "prompt", "new", "samples", "prefill_tokens")}
+    setting = {key: getattr(a, key) for key in ("rows", "prompt", "long", "new", "samples", "prefill_tokens")}
     found = [{"model": a.model, **setting, **measure(kind, llm, a)} for _ in range(a.repeats) for kind in a.kinds]
     earlier = json.loads(a.out.read_text())["queues"] if a.out is not None and a.out.exists() else []
     publish({"queues": [*earlier, *found]}, a.out, a.seed, unprinted=["queues"])

@@ -7,7 +7,7 @@ import torch
 
 from thinkfast.models.attention import Attention, rope_frequencies, rope_tables
 from thinkfast.models.ragged import Ragged
-from thinkfast.models.spec import RopeScaling
+from thinkfast.models.spec import ModelSpec, RopeScaling
 
 # fp64 sums of at most a few hundred terms of order 1: rounding stays far below, any wrong index far above.
 TIGHT = {"rtol": 0.0, "atol": 1e-11}
@@ -64,6 +64,24 @@ def test_lengths_that_differ_much_are_padded_little_and_give_what_each_gives_alo
         (one,) = torch.autograd.grad((y * weight[own]).sum(), apart)
         torch.testing.assert_close(gradient[own], one, **TIGHT)
         start += length
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("heads", "kv", "p"), [(32, 8, 64), (24, 8, 128), (7, 1, 16), (4, 4, 32)])
+def test_tokens_behind_others_attend_as_a_mask_says(heads: int, kv: int, p: int, dtype: torch.dtype) -> None:
+    """The operation that a GPU has for it, whose causal mask ends where the keys end."""
+    g = torch.Generator().manual_seed(p)
+    attention = Attention(ModelSpec(64, 64, heads, kv, p, 96, ("attention",), tie_embeddings=False))
+    for tokens, before in ((1, 64), (64, 64), (300, 1024), (1000, 192)):
+        whole = before + tokens
+        sizes = (tokens, heads, p), (whole, kv, p), (whole, kv, p)
+        q, k, v = (torch.randn(size, generator=g).to(dtype) for size in sizes)
+        want = attention._behind(*(t.float() for t in (q, k, v)))
+        found = attention._behind(*(t.cuda() for t in (q, k, v))).float().cpu()
+        # Weights and sums are rounded to the dtype: 2^-8 for bf16, a little less over many keys.
+        assert (found - want).norm() < 0.01 * want.norm()
+        assert ((found - want).norm(dim=1) < 0.03 * want.norm(dim=1).mean()).all()
 
 
 def test_rotation_depends_on_the_distance_only(make_spec: Any) -> None:

@@ -5,12 +5,15 @@ Tolerance: three layers in fp64 with outputs of order 1 to 10; 1e-10 is far abov
 
 from __future__ import annotations
 
+from dataclasses import fields
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 
-from thinkfast.models.decoder import Decoder, init_weights
+from thinkfast.models.attention import KVState
+from thinkfast.models.decoder import Decoder, LayerState, Past, init_weights
 from thinkfast.models.ragged import Ragged
 
 TIGHT = {"rtol": 0.0, "atol": 1e-10}
@@ -51,6 +54,28 @@ def test_prefill_then_step_is_full_forward(model: Decoder, make_caches: Any) -> 
         tokens = torch.stack([t[p] for t, p in zip(whole, at, strict=True)])
         out = model.step(tokens, torch.tensor(at), caches)
         torch.testing.assert_close(out, torch.stack([f[p] for f, p in zip(full, at, strict=True)]), **TIGHT)
+
+
+@pytest.mark.parametrize("cuts", [(64, 75), (1, 2, 3, 7), (32,), (301,)])
+def test_a_prompt_in_pieces_is_the_prompt(model: Decoder, cuts: tuple[int, ...]) -> None:
+    # More than 256 tokens behind others: their mask is made in two parts.
+    tokens = torch.randint(0, 50, (302,))
+    hidden, whole = model.prefill(tokens, Ragged(torch.tensor([302])))
+    states: list[LayerState] = []
+    for begin, end in pairwise((0, *cuts, 302)):
+        past = Past(begin, iter(states)) if begin else None
+        found, new = model.prefill(tokens[begin:end], Ragged(torch.tensor([end - begin])), past)
+        states = [joined(*both) for both in zip(states, new, strict=True)] if begin else new
+    torch.testing.assert_close(found, hidden, **TIGHT)
+    for state, want in zip(states, whole, strict=True):
+        for field in fields(want):
+            torch.testing.assert_close(getattr(state, field.name), getattr(want, field.name), **TIGHT)
+
+
+def joined(before: LayerState, new: LayerState) -> LayerState:
+    if isinstance(before, KVState) and isinstance(new, KVState):
+        return KVState(torch.cat((before.k, new.k)), torch.cat((before.v, new.v)))
+    return new
 
 
 def test_a_row_is_the_same_alone_and_in_a_batch(model: Decoder, make_caches: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from thinkfast.models.ssd import ssd_chunked, ssd_matrix, ssd_step
+from thinkfast.models.ssd import ssd_carry, ssd_chunked, ssd_matrix, ssd_step
 
 TIGHT = {"rtol": 0.0, "atol": 1e-10}
 LENGTHS = (1, 2, 3, 4, 5, 63, 64, 65, 130)
@@ -55,6 +55,10 @@ def test_chunk_size_and_split_do_not_matter(chunk: int) -> None:
     y2, end = ssd_chunked(x[:, 20:], b[:, 20:], c[:, 20:], dt[:, 20:], a, chunk, initial=state)
     torch.testing.assert_close(torch.cat((y1, y2), 1), whole, **TIGHT)
     torch.testing.assert_close(end, final, **TIGHT)
+    apart, own = ssd_chunked(x[:, 20:], b[:, 20:], c[:, 20:], dt[:, 20:], a, chunk)
+    more, kept = ssd_carry(c[:, 20:], dt[:, 20:], a, state)
+    torch.testing.assert_close(apart + more, y2, **TIGHT)
+    torch.testing.assert_close(own + kept, end, **TIGHT)
 
 
 def test_matrix_is_the_formula_of_its_docstring() -> None:

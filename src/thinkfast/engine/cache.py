@@ -22,7 +22,7 @@ from thinkfast.engine.native import LayerMemory, Spans
 from thinkfast.engine.pages import Moves, compact
 from thinkfast.engine.slots import SSMSlots
 from thinkfast.models.attention import KVState
-from thinkfast.models.decoder import LayerState, StepCache
+from thinkfast.models.decoder import LayerState, Past, StepCache
 from thinkfast.models.mixers import SSMState
 from thinkfast.models.spec import ModelSpec
 
@@ -32,7 +32,7 @@ PAGE = 64
 
 @dataclass(frozen=True, slots=True)
 class PromptHandle:
-    """A prefilled prompt of ``length`` tokens. ``id`` is never used twice."""
+    """A prompt of which ``length`` tokens are prefilled. ``id`` is never used twice."""
 
     id: int
     length: int
@@ -95,12 +95,28 @@ class Cache:
         handles = [PromptHandle(next(self._ids), length) for length in lens]
         for handle in handles:
             self._prompts[handle.id] = _Prompt(self._places.pop())
+        self._keep(handles, lens, states)
+        return handles
+
+    def past(self, handle: PromptHandle) -> Past:
+        """What a prompt that is not complete has left so far."""
+        prompt = self._prompts[handle.id]
+        kv = iter(()) if self._kv is None else self._kv.read(prompt.place)
+        ssm = iter(()) if self._ssm is None else self._ssm.read(handle.id)
+        kinds = self.spec.layer_types
+        return Past(handle.length, (next(kv) if kind == "attention" else next(ssm) for kind in kinds))
+
+    def extend(self, handle: PromptHandle, tokens: int, states: Sequence[LayerState]) -> PromptHandle:
+        """Keep what the next ``tokens`` of a prompt left behind. Those before them fill whole pages."""
+        self._keep([handle], [tokens], states)
+        return PromptHandle(handle.id, handle.length + tokens)
+
+    def _keep(self, handles: Sequence[PromptHandle], lens: Sequence[int], states: Sequence[LayerState]) -> None:
         if self._kv is not None:
             places = np.array([self._prompts[h.id].place for h in handles])
             self._kv.store(places, np.array(lens), [s for s in states if isinstance(s, KVState)])
         if self._ssm is not None:
             self._ssm.store([h.id for h in handles], [s for s in states if isinstance(s, SSMState)])
-        return handles
 
     def fork(self, forks: Sequence[Fork]) -> range:
         """Add rows that go on from stored prompts; returns the new rows, in the order of ``forks``."""

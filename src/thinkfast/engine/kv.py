@@ -10,7 +10,7 @@ Usage: ``kv.store(ids, lens, states); kv.fork(prompts, first_row); kv.begin_step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -81,14 +81,16 @@ class PagedKV:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.shape.device)
 
     def store(self, ids: Ints, lens: Ints, states: Sequence[KVState]) -> None:
-        """Keep the KV of ``ids`` [n] prompts of ``lens`` [n] tokens; ``states`` has one [T, K, P] pair a layer."""
+        """Keep the KV of ``ids`` [n] prompts' next ``lens`` [n] tokens, behind full pages where they are not the first;
+        ``states`` has one [T, K, P] pair a layer.
+        """
         w = self.shape.page
         counts = -(-lens // w)
         new = self._append(self.shared, np.repeat(ids, counts))
         last = new[np.cumsum(counts) - 1]
         self._filled[new] = w
         self._filled[last] = (lens - 1) % w + 1
-        self.prompt_len[ids] = lens
+        self.prompt_len[ids] += lens
         # New pages are neighbours in the pool, first page last. They are laid out token by token and then copied in one
         # piece a layer. What lies behind a prompt's end is masked, but 0 * NaN is NaN: zeros fill it.
         position = np.arange(lens.sum()) - np.repeat(np.cumsum(lens) - lens, lens)
@@ -100,6 +102,13 @@ class PagedKV:
             for pages, order, values in ((k, (0, 2, 3, 1), state.k), (v, (0, 2, 1, 3), state.v)):
                 laid.view(-1, *values.shape[1:]).index_copy_(0, row, values)
                 pages[where].copy_(laid.permute(order))
+
+    def read(self, prompt: int) -> Iterator[KVState]:
+        """The KV of a stored prompt's tokens, layer by layer."""
+        pages, length = self._physical(self.shared.pages(prompt)), int(self.prompt_len[prompt])
+        for k, v in zip(self.k, self.v, strict=True):
+            laid = k[pages].permute(0, 3, 1, 2), v[pages].transpose(1, 2)
+            yield KVState(*(pool.flatten(0, 1)[:length] for pool in laid))
 
     def fork(self, prompts: Ints, first_row: int) -> None:
         """New rows first_row, first_row + 1, ... share ``prompts``; their own context is empty."""
@@ -130,6 +139,7 @@ class PagedKV:
 
     def release_prompts(self, ids: Ints) -> None:
         """Free the pages of ``ids`` (distinct), which no row shares any more."""
+        self.prompt_len[ids] = 0
         moves = self.shared.release(ids)
         self._filled[moves.dst] = self._filled[moves.src]
         self._copy_pages(self._physical(moves.src), self._physical(moves.dst))

@@ -49,8 +49,9 @@ class LLM:
         fp8_weights: the blocks' projections in eight bits (models/fp8.py), for teacher and student alike: half the
             bytes and twice the rate of a GPU's products. Answers change a little; on a CPU it only costs time.
         keep_hidden: chains carry their hidden states (Chain.hidden), which a verifier reads for nothing.
-        prefill_tokens: most prompt tokens between two steps, or one longer prompt; None for as many as the plan has
-            room for. With fewer the chains that run wait for less at a time, and all together for more.
+        prefill_tokens: most prompt tokens between two steps; None for as many as the plan has room for. A longer prompt
+            is prefilled in pieces, whole pages of 64 tokens. With fewer the chains that run wait for less at a time,
+            and all together for more.
         on_plan: sees the memory plan before anything is allocated.
 
     Errors: ModelError, InputError, and CapacityError with the memory plan where it does not fit, or memory runs out all

@@ -116,6 +116,15 @@ class Runner:
             self._ends[handle.id] = hidden[i].clone(), logits[i].clone()
         return handles
 
+    @torch.inference_mode()
+    def extend(self, prompt: PromptHandle, tokens: Sequence[int]) -> PromptHandle:
+        """Run the next tokens of a prompt whose tokens so far fill whole pages; what it then is."""
+        given = torch.tensor(tokens, device=self.model.head_weight.device)
+        ragged = Ragged(torch.tensor([len(tokens)], device=given.device))
+        hidden, states = self.model.prefill(given, ragged, self.cache.past(prompt))
+        self._ends[prompt.id] = hidden[0], self.model.logits(hidden)[0]
+        return self.cache.extend(prompt, len(tokens), states)
+
     def prefilled(self) -> None:
         """``prefill`` ends with its work, so its own time is all there is to know."""
 

@@ -45,9 +45,13 @@ class AnyRunner(Protocol):
         """Run prompts and keep their states."""
         ...
 
-    def prefilled(self) -> Mapping[int, float] | None:
-        """Seconds on the device of prefills that have ended since last asked, by their first prompt's id; None where
-        ``prefill`` ends with its work.
+    def extend(self, prompt: PromptHandle, tokens: Sequence[int]) -> PromptHandle:
+        """Run the next tokens of a prompt whose tokens so far fill whole pages; what it then is."""
+        ...
+
+    def prefilled(self) -> Mapping[PromptHandle, float] | None:
+        """Seconds on the device of prefills that have ended since last asked, by what their first prompt then was; None
+        where ``prefill`` ends with its work.
         """
         ...
 

@@ -6,8 +6,8 @@ nothing that runs is ever evicted; a prompt is only kept where a sample of it fi
 empty can always begin one. Requests that say so (``Request.keep``) have one prompt together, where those are few enough
 and that costs no page more than samples alone; it stays when they are done, until its place is needed. Prompts are
 prefilled when their first sample enters: at most ``prefill_tokens`` of them between two decode steps, so that prefill
-does not stall the chains in flight for long, and none before ``together`` rows are free, because a prefill costs about
-the same whatever its size.
+does not stall the chains in flight for long, and a longer one alone, whose pieces are the session's affair; none before
+``together`` rows are free, because a prefill costs about the same whatever its size.
 
 Usage: ``scheduler.submit(request); scheduler.admit(); scheduler.finished(request.id)``.
 """

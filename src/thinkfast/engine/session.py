@@ -1,7 +1,8 @@
 """A session: requests in, chains out, until all are done, cancelled or out of time.
 
 Between two decode steps it looks at the clock and at cancellations, lets samples enter, and, only when a step says
-that some row ended, turns those rows into chains and gives their places away.
+that some row ended, turns those rows into chains and gives their places away. A prompt longer than may be prefilled
+between two steps is prefilled in pieces, with a step behind each; until its samples enter nobody else does.
 
 Usage: ``yield from Session(runner, decode, limits, started, deadline).run(requests)``; see engine.llm.
 """
@@ -17,8 +18,8 @@ from itertools import compress
 
 import numpy as np
 
-from thinkfast.engine.cache import PromptHandle
-from thinkfast.engine.pages import Ints
+from thinkfast.engine.cache import PAGE, PromptHandle
+from thinkfast.engine.pages import NONE, Ints
 from thinkfast.engine.request import Chain, Finish, Request
 from thinkfast.engine.rng import sample_key
 from thinkfast.engine.rows import Code, RowStart, Said
@@ -71,6 +72,27 @@ class Sample:
 
 
 @dataclass(slots=True)
+class _Growing:
+    """A prompt of which ``pieces`` are still to be prefilled, and what enters when there are none."""
+
+    prompt: str
+    pieces: deque[tuple[int, ...]]
+    admissions: list[Admission]
+
+
+def pieces(prompt: tuple[int, ...], most: int) -> deque[tuple[int, ...]]:
+    """``prompt`` in pieces of at most ``most`` tokens, or a page where that is more: of about one size, and whole pages
+    but for the last.
+    """
+    if len(prompt) <= most:
+        return deque([prompt])
+    pages = -(-len(prompt) // PAGE)
+    count = -(-pages // max(1, most // PAGE))
+    size = PAGE * -(-pages // count)
+    return deque(prompt[begin : begin + size] for begin in range(0, len(prompt), size))
+
+
+@dataclass(slots=True)
 class Session:
     """One run; ``started`` and ``deadline`` are times of time.monotonic; ``fair`` as for the scheduler."""
 
@@ -84,8 +106,9 @@ class Session:
     _scheduler: Scheduler = field(init=False)
     _lineup: list[Sample] = field(init=False, default_factory=list)
     _open: dict[str, PromptHandle] = field(init=False, default_factory=dict)
-    # Wall seconds of prefills' launches, by their first prompt's id, until the device tells its own.
-    _launched: dict[int, float] = field(init=False, default_factory=dict)
+    _growing: _Growing | None = field(init=False, default=None)
+    # Wall seconds of prefills' launches, by what their first prompt then was, until the device tells its own.
+    _launched: dict[PromptHandle, float] = field(init=False, default_factory=dict)
     # Appended to by other threads; a deque's ends are safe to share.
     _cancelled: deque[tuple[str, int | None]] = field(init=False, default_factory=deque)
 
@@ -117,16 +140,16 @@ class Session:
                 if time.monotonic() >= self.deadline:
                     yield from self._end(dict.fromkeys(range(len(self._lineup)), "deadline"))
                     return
-                admissions = self._scheduler.admit()
+                admissions = self._scheduler.admit() if self._growing is None else []
                 self._close_unread()  # before others take their pages
-                if admissions:
+                if admissions or self._growing is not None:
                     first = len(self._lineup)
                     yield from self._settle(first, self._start(admissions))
                 if self._lineup:
                     yield from self._settle(0, self._step())
-                elif not more and not self._scheduler.waiting:
+                elif self._growing is None and not more and not self._scheduler.waiting:
                     return
-                elif more:
+                elif self._growing is None and more:
                     time.sleep(IDLE_SECONDS)
         finally:
             self._end(dict.fromkeys(range(len(self._lineup)), "cancelled"))
@@ -147,12 +170,48 @@ class Session:
         return True
 
     def _start(self, admissions: Sequence[Admission]) -> Ints:
-        """Prefill what is new, fork what enters; returns the new rows' codes."""
+        """Prefill what is new, or the next piece of it; fork what enters, or nothing before the last piece. Returns the
+        new rows' codes.
+        """
         began = time.monotonic()
-        if new := [a for a in admissions if a.new]:
-            handles = self.runner.prefill([a.request.prompt for a in new])
-            self._open.update(zip([a.prompt for a in new], handles, strict=True))
-            self.stats.prefill_tokens += sum(len(a.request.prompt) for a in new)
+        prefilled: PromptHandle | None
+        if (growing := self._growing) is not None:
+            prefilled, admissions = self._grow(growing), growing.admissions
+        else:
+            prefilled = self._prefill(admissions)
+        codes = NONE if self._growing is not None or not admissions else self._fork(admissions)
+        took = time.monotonic() - began
+        self.stats.prefill_seconds += took
+        if prefilled is not None:
+            self._launched[prefilled] = took
+        return codes
+
+    def _prefill(self, admissions: Sequence[Admission]) -> PromptHandle | None:
+        """Prefill the prompts that are new, of a long one the first piece; returns the first of them."""
+        new = [a for a in admissions if a.new]
+        if not new:
+            return None
+        # A long one is the only one that is new: no other fits beside it between two steps.
+        prompts = [pieces(a.request.prompt, self.limits.prefill_tokens) for a in new]
+        firsts = [prompt.popleft() for prompt in prompts]
+        handles = self.runner.prefill(firsts)
+        self._open.update(zip([a.prompt for a in new], handles, strict=True))
+        self.stats.prefill_tokens += sum(map(len, firsts))
+        if prompts[0]:
+            self._growing = _Growing(new[0].prompt, prompts[0], list(admissions))
+        return handles[0]
+
+    def _grow(self, growing: _Growing) -> PromptHandle:
+        """Prefill the next piece."""
+        piece = growing.pieces.popleft()
+        handle = self._open[growing.prompt] = self.runner.extend(self._open[growing.prompt], piece)
+        self.stats.prefill_tokens += len(piece)
+        if not growing.pieces:
+            self._growing = None
+        return handle
+
+    def _fork(self, admissions: Sequence[Admission]) -> Ints:
+        """The rows that enter; returns their codes."""
         starts, entering = [], []
         for a in admissions:
             request, params = a.request, a.request.params
@@ -169,10 +228,6 @@ class Session:
             if a.last:
                 del self._open[a.prompt]
         self.stats.generated_tokens += len(codes)
-        took = time.monotonic() - began
-        self.stats.prefill_seconds += took
-        if new:
-            self._launched[handles[0].id] = took
         return codes
 
     def _step(self) -> Ints:
@@ -218,6 +273,8 @@ class Session:
         cancelled = {request_id for request_id, index in asked if index is None}
         for request_id in sorted(cancelled):
             self._scheduler.cancel(request_id)
+        if self._growing is not None:
+            self._give_up(self._growing, cancelled)
         self._close_unread()
         rows = [
             row
@@ -225,6 +282,15 @@ class Session:
             if sample.request.id in cancelled or (sample.request.id, sample.index) in asked
         ]
         return self._end(dict.fromkeys(rows, "cancelled"))
+
+    def _give_up(self, growing: _Growing, cancelled: set[str]) -> None:
+        """Samples of ``cancelled`` requests do not enter when the prompt is there."""
+        for a in [a for a in growing.admissions if a.request.id in cancelled]:
+            growing.admissions.remove(a)
+            for _ in range(a.count):
+                self._scheduler.finished(a.request.id)
+            if a.last:
+                self._close(a.prompt)
 
     def _end(self, ended: dict[int, Finish]) -> Sequence[Chain]:
         """Turn rows into chains and give their places away at once."""
@@ -254,7 +320,12 @@ class Session:
 
     def _close_unread(self) -> None:
         for prompt in self._scheduler.unread():
-            self.runner.close(self._open.pop(prompt))
+            self._close(prompt)
+
+    def _close(self, prompt: str) -> None:
+        self.runner.close(self._open.pop(prompt))
+        if self._growing is not None and self._growing.prompt == prompt:
+            self._growing = None
 
     def _texts(self, said: Sequence[Said]) -> list[str]:
         ends = self.codec.end_ids

@@ -9,7 +9,7 @@ Usage: ``slots.store(prompt, states, i); slots.fork(prompt, first_row, count); s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,10 @@ class SSMSlots:
         conv, ssm = torch.stack([s.conv for s in states]), torch.stack([s.ssm for s in states])
         for i, prompt in enumerate(ids):
             self._prompts[prompt] = conv[:, i : i + 1].clone(), ssm[:, i : i + 1].clone()
+
+    def read(self, prompt: int) -> Iterator[SSMState]:
+        """A prompt's state, layer by layer."""
+        return (SSMState(conv, ssm) for conv, ssm in zip(*self._prompts[prompt], strict=True))
 
     def fork(self, prompt: int, first_row: int, count: int) -> None:
         """Copy a prompt's state into ``count`` rows."""

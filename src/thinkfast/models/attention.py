@@ -21,6 +21,9 @@ from thinkfast.models.precision import at_least_fp32
 from thinkfast.models.ragged import Ragged
 from thinkfast.models.spec import ModelSpec
 
+# Queries for which a mask over all keys is made at once.
+_MASKED = 256
+
 
 @dataclass(frozen=True, slots=True)
 class KVState:
@@ -100,9 +103,13 @@ class Attention(nn.Module):
         q, k = rope.rotate(qk).split_with_sizes((self.n_heads, self.n_kv_heads), dim=1)
         return q, k, v
 
-    def heads(self, x: Tensor, ragged: Ragged, rope: Rope) -> tuple[Tensor, KVState]:
-        """Full form before the output projection: x [T, D] to what the heads gather [T, H P], and the KV left."""
+    def heads(self, x: Tensor, ragged: Ragged, rope: Rope, past: KVState | None = None) -> tuple[Tensor, KVState]:
+        """Full form before the output projection: x [T, D] to what the heads gather [T, H P], and the KV left.
+        ``past``: the KV of the tokens before, where ``ragged`` is one sequence that goes on.
+        """
         q, k, v = self.project(x, rope)
+        if past is not None:
+            return self._behind(q, torch.cat((past.k, k)), torch.cat((past.v, v))), KVState(k, v)
         if (alike := ragged.alike) is None:
             return self._gather(q, k, v, ragged), KVState(k, v)
         sizes = [part.total for part in alike.parts]
@@ -116,9 +123,31 @@ class Attention(nn.Module):
         o = F.scaled_dot_product_attention(qp, kp, vp, is_causal=True, scale=self.scale, enable_gqa=gqa)
         return ragged.unpad(o.transpose(1, 2)).reshape(q.shape[0], -1)
 
-    def prefill(self, x: Tensor, ragged: Ragged, rope: Rope) -> tuple[Tensor, KVState]:
-        """Full form: x [T, D] to the mixer's output [T, D] and the KV it leaves behind."""
-        gathered, state = self.heads(x, ragged, rope)
+    def _behind(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of the last T tokens of a sequence over all of it: q [T, H, P], k and v [S, K, P] to [T, H P]."""
+        heads = [t.transpose(0, 1)[None] for t in (q, k, v)]
+        if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+            # For this operation, which has no public name, causal means that queries and keys end together. A name it
+            # has, torch.nn.attention.bias, imports torch's compiler.
+            found = torch.ops.aten._scaled_dot_product_flash_attention(*heads, is_causal=True, scale=self.scale)[0]
+        else:
+            found = self._masked(*heads)
+        return cast(Tensor, found)[0].transpose(0, 1).reshape(len(q), -1)
+
+    def _masked(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The same of q [1, H, T, P], k and v [1, K, S, P] with masks: [1, H, T, P]."""
+        before, gqa, found = k.shape[2] - q.shape[2], self.n_heads != self.n_kv_heads, []
+        for begin in range(0, q.shape[2], _MASKED):
+            some = q[:, :, begin : begin + _MASKED]
+            first, seen = before + begin, before + begin + some.shape[2]
+            mask = torch.ones(some.shape[2], seen, dtype=torch.bool, device=q.device).tril_(first)
+            part = some, k[:, :, :seen], v[:, :, :seen]
+            found.append(F.scaled_dot_product_attention(*part, attn_mask=mask, scale=self.scale, enable_gqa=gqa))
+        return torch.cat(found, 2)
+
+    def prefill(self, x: Tensor, ragged: Ragged, rope: Rope, past: KVState | None = None) -> tuple[Tensor, KVState]:
+        """Full form: x [T, D] to the mixer's output [T, D] and the KV it leaves behind; ``past`` as for ``heads``."""
+        gathered, state = self.heads(x, ragged, rope, past)
         return self.out(gathered), state
 
     def forward(self, x: Tensor, ragged: Ragged, rope: Rope) -> Tensor:

@@ -10,7 +10,9 @@ Usage: ``Decoder(spec)(tokens, Ragged(lens))`` gives hidden states [T, D]; ``log
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
 from typing import Self, cast
 
 import torch
@@ -24,6 +26,14 @@ from thinkfast.models.spec import ModelSpec
 
 LayerState = KVState | SSMState
 StepCache = AttentionCache | SSMCache
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What the first ``length`` tokens of one sequence have left behind, layer by layer, when it is asked for."""
+
+    length: int
+    states: Iterable[LayerState]
 
 
 class MLP(nn.Module):
@@ -77,14 +87,18 @@ class Block(nn.Module):
         """x [T, D] to [T, D]."""
         return self.feed_forward(x + self.mix(self.input_norm(x), ragged, rope))
 
-    def prefill(self, x: Tensor, ragged: Ragged, rope: Rope, only: Tensor | None = None) -> tuple[Tensor, LayerState]:
-        """Like ``forward``, of the tokens ``only`` [n] or of all, and the state that decoding goes on from."""
+    def prefill(
+        self, x: Tensor, ragged: Ragged, rope: Rope, only: Tensor | None = None, past: LayerState | None = None
+    ) -> tuple[Tensor, LayerState]:
+        """Like ``forward``, of the tokens ``only`` [n] or of all, behind ``past``; and the state that decoding goes on
+        from.
+        """
         mixer, normed = self.mixer, self.input_norm(x)
         state: LayerState
         if isinstance(mixer, Attention):
-            mixed, state = mixer.prefill(normed, ragged, rope)
+            mixed, state = mixer.prefill(normed, ragged, rope, cast(KVState | None, past))
         else:
-            mixed, state = mixer.prefill(normed, ragged)
+            mixed, state = mixer.prefill(normed, ragged, cast(SSMState | None, past))
         x = x + mixed
         return self.feed_forward(x if only is None else x[only]), state
 
@@ -153,14 +167,14 @@ class Decoder(nn.Module):
         """hidden [..., D] to logits [..., V]."""
         return F.linear(hidden, self.head_weight)
 
-    def prefill(self, tokens: Tensor, ragged: Ragged) -> tuple[Tensor, list[LayerState]]:
+    def prefill(self, tokens: Tensor, ragged: Ragged, past: Past | None = None) -> tuple[Tensor, list[LayerState]]:
         """tokens [T] to the hidden state of each sequence's last token [n, D] and, per layer, the state that decoding
-        goes on from.
+        goes on from: of attention the KV of these tokens. With a ``past`` they are the next tokens of one sequence.
         """
-        x, rope = self.embed(tokens), self.rope(ragged.positions)
+        x, rope = self.embed(tokens), self.rope(ragged.positions + (past.length if past else 0))
         states: list[LayerState] = []
-        for block in self.blocks:
-            x, state = block.prefill(x, ragged, rope, ragged.last if block is self.blocks[-1] else None)
+        for block, before in zip(self.blocks, past.states if past else repeat(None, len(self.blocks)), strict=True):
+            x, state = block.prefill(x, ragged, rope, ragged.last if block is self.blocks[-1] else None, before)
             states.append(state)
         return self.norm(x), states
 

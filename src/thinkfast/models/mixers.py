@@ -28,7 +28,7 @@ from thinkfast.models.conv import conv_silu, conv_step
 from thinkfast.models.precision import at_least_fp32
 from thinkfast.models.ragged import Ragged
 from thinkfast.models.spec import ModelSpec
-from thinkfast.models.ssd import CHUNK, ssd_matrix, ssd_step
+from thinkfast.models.ssd import CHUNK, ssd_carry, ssd_matrix, ssd_step
 from thinkfast.models.ssd_fast import ssd_parallel
 
 
@@ -103,20 +103,27 @@ class Mamba(nn.Module):
         """A [H], negative."""
         return -at_least_fp32(self.A_log).exp()
 
-    def _inputs(self, u: Tensor, ragged: Ragged) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _inputs(self, u: Tensor, ragged: Ragged, past: SSMState | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """u [T, D] to z [T, H P], the convolution's padded window, its activated output, and padded dt."""
         length = -(-ragged.max_len // CHUNK) * CHUNK
         z, xbc, dt = self.in_proj(u).split(self.sizes, dim=-1)
         window = ragged.pad(xbc, length, self.d_conv - 1)
+        if past is not None:
+            window[:, : self.d_conv - 1] = past.conv
         return z, window, conv_silu(window, self.conv_weight, self.conv_bias), ragged.pad(self._dt(dt), length)
 
-    def prefill(self, u: Tensor, ragged: Ragged) -> tuple[Tensor, SSMState]:
-        """Parallel form: u [T, D] to the mixer's output [T, D] and the state after each sequence's last token."""
-        z, window, xbc, dt = self._inputs(u, ragged)
+    def prefill(self, u: Tensor, ragged: Ragged, past: SSMState | None = None) -> tuple[Tensor, SSMState]:
+        """Parallel form: u [T, D] to the mixer's output [T, D] and the state after each sequence's last token.
+        ``past``: the state before its first one, where that is not the beginning.
+        """
+        z, window, xbc, dt = self._inputs(u, ragged, past)
         shape = (self.kv_heads, self.head_dim, self.d_state)
         y, state = ssd_parallel(xbc, dt, self._rates(), self.D, shape)
+        if past is not None:
+            more, kept = ssd_carry(self._split(xbc)[2], dt, self._rates(), past.ssm)
+            y, state = y + more, state + kept
         out = self._finish(ragged.unpad(y).to(u.dtype), z)
-        # The window is left-padded by W - 1, so its rows len .. len + W - 2 are the last W - 1 inputs.
+        # The window begins W - 1 tokens early, so its rows len .. len + W - 2 are the last W - 1 inputs.
         rows = ragged.lens[:, None] + torch.arange(self.d_conv - 1, device=u.device)
         conv = window.gather(1, rows[..., None].expand(-1, -1, window.shape[-1]))
         return out, SSMState(conv, state)

@@ -88,6 +88,16 @@ def ssd_chunked(
     return y, state.reshape(n, heads, p, states)
 
 
+def ssd_carry(c: Tensor, dt: Tensor, a: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+    """What a state ``initial`` [n, H, P, N] from before the first token adds to y, [n, L, H, P], and to the final
+    state: the recurrence is linear in its state. Others as for ``ssd_chunked``.
+    """
+    c, initial = at_least_fp32(c), at_least_fp32(initial)
+    decay = (dt * a).cumsum(1).exp()
+    y = (c.transpose(1, 2) @ initial.transpose(-1, -2)).transpose(1, 2) * decay[..., None]
+    return y, initial * decay[:, -1, :, None, None]
+
+
 def ssd_step(x: Tensor, b: Tensor, c: Tensor, dt: Tensor, a: Tensor, state: Tensor) -> Tensor:
     """Step form: x [B, K, P], b [B, K, N], c [B, H, N], dt [B, H], a [H]; ``state`` [B, H, P, N] changes in place.
 

@@ -77,7 +77,7 @@ class Nowhere:
 
 
 def compile_case(kind: str, d_state: str, rows: str, state: str, weights: str = "bf16") -> None:
-    """A prefill of many prompts where there is room for them, one of one, a fork and a step."""
+    """A prefill of many prompts where there is room for them, one of one, one in pieces, a fork and a step."""
     students = {
         "teacher": TEACHER,
         "hybrid": TEACHER.as_student((0,), int(d_state)),

@@ -21,7 +21,9 @@ def test_ten_thousand_admits_forks_and_releases_leak_nothing(pages: int, prompts
     most = 0
     for _ in range(10_000):
         if len(waiting) < prompts and len(book.rows) < 8 and rng.random() < 0.5:
-            waiting.append(book.prompt(rng.randrange(1, 2 * PAGE)).handle)
+            waiting.append(book.prompt(rng.randrange(1, 2 * PAGE) if rng.random() < 0.7 else PAGE).handle)
+            if rng.random() < 0.3 and waiting[-1].length == PAGE:
+                waiting[-1] = book.extend(waiting[-1], rng.randrange(1, PAGE)).handle
         if waiting and len(book.rows) < 8:
             one = rng.choice(waiting)
             count, last = rng.randrange(0, 8 - len(book.rows) + 1), rng.random() < 0.5
@@ -63,6 +65,21 @@ def test_a_sole_row_takes_its_prompts_pages_over_and_siblings_share_them() -> No
     assert many[0].pages[:2] == many[1].pages[:2]
     assert many[0].source == many[1].slot
     assert book.tiles(16) == [[1, 2]]
+
+
+def test_a_prompt_that_goes_on_takes_further_pages() -> None:
+    book = Book(4, 1, 20, PAGE)
+    first = book.prompt(2 * PAGE)
+    slot, pages = first.slot, list(first.pages)
+    more = book.extend(first.handle, 3)
+    assert (more.slot, more.pages[:2], len(more.pages), more.handle.length) == (slot, pages, 3, 2 * PAGE + 3)
+    # Rows go on behind all of it, whichever of the handles they are asked for with.
+    own, other = book.fork(first.handle, [1, 1], last=True)
+    assert own.shared == other.shared == 2 * PAGE + 3
+    book.release([0, 1])
+    assert book.usage == EMPTY
+    (entry,) = book.fork(book.extend(book.prompt(PAGE).handle, PAGE).handle, [1], last=True)
+    assert len(entry.pages) == 3
 
 
 def test_a_full_cache_says_what_to_do() -> None:

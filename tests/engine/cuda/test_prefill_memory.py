@@ -24,6 +24,7 @@ from toy_models import random_model
 from thinkfast.engine.cuda.plan import make_cuda_plan, prefill_bytes
 from thinkfast.engine.cuda.runner import CudaRunner
 from thinkfast.kernels.triton import gated, norm, rounding, ssd, swiglu
+from thinkfast.models.attention import Attention
 from thinkfast.models.fp8 import Fp8Linear, in_fp8
 from thinkfast.models.spec import ModelSpec
 
@@ -95,8 +96,9 @@ def nothing_multiplied(self: Fp8Linear, x: torch.Tensor, scale: torch.Tensor, dt
 
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A GPU's has no copies of keys for every head of a group, as a CPU's may.
+    # A GPU's has no copies of keys for every head of a group, as a CPU's may, and in half precision no masks.
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", nothing_gathered)
+    monkeypatch.setattr(Attention, "_masked", lambda self, q, k, v: torch.empty_like(q))
     monkeypatch.setattr(Fp8Linear, "product", nothing_multiplied)
     replaced = 0
     for module in (gated, norm, rounding, ssd, swiglu):
@@ -127,3 +129,22 @@ def test_a_prefill_holds_no_more_than_is_planned(name: str, fp8: bool, lengths: 
     assert held.most - logits < 1.005 * planned
     # What is planned for nothing is taken from rows: that is the padding of lengths that are alike.
     assert held.most > (0.33 if lengths in ("alike", "one") else 0.55) * planned
+
+
+@pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("name", SPECS)
+def test_the_last_piece_of_a_prompt_holds_no_more_than_is_planned(name: str, fp8: bool) -> None:
+    """Behind three times as many tokens: all that the plan has beside a pass's own is what it reads of them."""
+    spec, piece = replace(SPECS[name], max_positions=4096), 1000
+    model = random_model(spec).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = in_fp8(model) if fp8 else model
+    plans = [make_cuda_plan(spec, 1, length, F32, F32, None) for length in (2, 4002)]
+    runner = CudaRunner(model, plans[1], frozenset(), capture=False)
+    (handle,) = runner.prefill([[1] * 64 * 46])
+    with Held() as held:
+        runner.extend(handle, [2] * piece)
+    behind = plans[1].work_bytes - plans[0].work_bytes
+    assert (behind > 0) is (spec.n_attention > 0)
+    logits = spec.vocab_size * F32.itemsize
+    assert held.most - logits < 1.005 * (piece * prefill_bytes(spec, F32.itemsize) + behind)

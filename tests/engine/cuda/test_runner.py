@@ -89,15 +89,18 @@ def test_a_table_of_stops_may_come_after_steps_were_captured() -> None:
     assert [row.tokens for row in again] == [row.tokens for row in first]
 
 
-def engine(kind: str, rows: int = 8) -> LLM:
+def engine(kind: str, rows: int = 8, most: int | None = None) -> LLM:
     model = random_model(SPECS[kind]).cuda()
-    return LLM(Loaded(kind, Path(), SPECS[kind], model, cast(Any, ToyTokenizer()), ""), rows, 256, device="cuda")
+    whole = Loaded(kind, Path(), SPECS[kind], model, cast(Any, ToyTokenizer()), "")
+    return LLM(whole, rows, 256, device="cuda", prefill_tokens=most)
 
 
+@pytest.mark.parametrize(("most", "samples"), [(None, 10_000), (64, 2_000)])
 @pytest.mark.parametrize("kind", SPECS)
-def test_random_streams_with_cancels_and_deadlines_leak_nothing(kind: str) -> None:
-    rng, llm, entered, turn = random.Random(0), engine(kind), 0, -1
-    while entered < 10_000:
+def test_random_streams_with_cancels_and_deadlines_leak_nothing(kind: str, most: int | None, samples: int) -> None:
+    """Prompts in one piece, or half of them in two."""
+    rng, llm, entered, turn = random.Random(0), engine(kind, most=most), 0, -1
+    while entered < samples:
         turn += 1
         assert turn < 100
         requests = [
@@ -162,6 +165,19 @@ def test_a_student_between_two_powers_of_two_is_captured_too() -> None:
     assert isinstance(llm._runner, CudaRunner)
     assert found[0] == found[1]
     assert len({tuple(tokens) for tokens in found[0]}) > 3
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_a_prompt_in_pieces_is_the_prompt(kind: str) -> None:
+    """Ones that take their pages over, and ones that are shared; beside rows that run."""
+    prompts = [[5, 6, 7], [5 + i % 40 for i in range(200)], [5 + i % 31 for i in range(129)]]
+    params = replace(PLAIN, n=3, max_tokens=40)
+    found = [
+        [chain.tokens for chains in engine(kind, most=most).generate(prompts, params) for chain in chains]
+        for most in (None, 64)
+    ]
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 9
 
 
 def test_a_prefill_is_told_by_its_time_on_the_device() -> None:

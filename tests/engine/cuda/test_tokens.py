@@ -107,6 +107,29 @@ def test_prompts_of_very_different_lengths_in_one_prefill_keep_to_themselves() -
     check_tokens(ours, Runner(model, make_plan(SPEC, 6, 128, 4, None), NONE), prompts)
 
 
+@pytest.mark.parametrize("keep", [(0, 1), (1,), ()])
+def test_a_prompt_in_pieces_is_the_prompt(keep: tuple[int, ...]) -> None:
+    """Behind a page, and behind two; what is said is what the plain runner says of it whole."""
+    spec, prompt = TEACHER if len(keep) == 2 else TEACHER.as_student(keep, 16), [(3 * i) % 60 for i in range(133)]
+    said = []
+    for captured in (False, True):
+        plan = make_cuda_plan(spec, 2, 192, F32, F32, None) if captured else make_plan(spec, 2, 192, 4, None)
+        model = random_model(spec).to(DEVICE if captured else "cpu")
+        runner: AnyRunner = CudaRunner(model, plan, NONE, capture=False) if captured else Runner(model, plan, NONE)
+        (handle,) = runner.prefill([prompt[:64] if captured else prompt])
+        for begin, end in ((64, 128), (128, 133)) if captured else ():
+            handle = runner.extend(handle, prompt[begin:end])
+        assert handle.length == 133
+        runner.fork([Start(handle, tuple(RowStart(key, PARAMS, 9, 133) for key in (17, 99)), last=True)])
+        for _ in range(4):
+            runner.step()
+        said.append([row.tokens[:4] for row in runner.said(range(2))])
+        runner.release(range(2))
+        assert runner.usage == Usage(0, 0, 0, 0)
+    assert said[0] == said[1]
+    assert said[0][0] != said[0][1]
+
+
 @pytest.mark.parametrize("captured", [False, True])
 def test_a_prefill_that_is_broken_off_leaves_nothing_behind(captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when memory runs out, or a user has waited enough: as many prompts as before have room."""

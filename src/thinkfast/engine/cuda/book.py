@@ -99,10 +99,17 @@ class Book:
         found = self._prompts[handle.id] = Prompt(handle, self._free_slots.pop(), pages)
         return found
 
+    def extend(self, handle: PromptHandle, tokens: int) -> Prompt:
+        """Room for ``tokens`` more of a prompt whose tokens so far fill whole pages."""
+        prompt = self[handle]
+        prompt.pages += self._take(tokens)
+        prompt.handle = PromptHandle(handle.id, handle.length + tokens)
+        return prompt
+
     def fork(self, handle: PromptHandle, limits: Sequence[int], last: bool) -> list[Entry]:
         """One new row for each of ``limits``, the most new tokens it may have; appended in order."""
         prompt = self[handle]
-        length = handle.length
+        length = prompt.handle.length
         if last and len(limits) == 1 and not prompt.rows:
             own = len(prompt.pages) * self.page
             pages = prompt.pages + self._take(max(0, length + limits[0] - own))

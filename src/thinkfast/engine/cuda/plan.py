@@ -64,8 +64,9 @@ def _plan(
     # Logits of a step, of a prefill, and of prompts that have begun and not all of their samples.
     work = (2 * rows + prompts) * spec.vocab_size * size
     work += rows * (wide * size + 32 * spec.n_heads * spec.head_dim)
-    # A prompt longer than what is prefilled between two steps is prefilled in one pass all the same.
-    work += max(PREFILL_TOKENS, length) * prefill_bytes(spec, size)
+    work += PREFILL_TOKENS * prefill_bytes(spec, size)
+    # Behind the pieces of a longer prompt: one layer's keys and values out of their pages, and with a piece's own.
+    work += 2 * length * spec.kv_bytes_per_token(size) // max(1, spec.n_attention)
     # A prompt's state waits beside the rows that are forked from it; the last slot fills up a batch.
     states = (rows + prompts + 1) * slot_bytes(spec, size, state.itemsize)
     page = PAGE * spec.kv_bytes_per_token(size)

@@ -71,12 +71,13 @@ class Prefill:
         self._following: list[tuple[Tensor, Block | None]] = list(zip(norms, [*model.blocks[1:], None], strict=True))
 
     def __call__(self, tokens: Tensor, ragged: Ragged, slots: Tensor, places: Places) -> Tensor:
-        """tokens [T] of n prompts to the hidden state of each one's last token [n, D]. What Mamba layers leave behind
-        is then in the slots [n], keys and values of attention in their ``places``.
+        """tokens [T] of n prompts, or of one that goes on, to the hidden state of each one's last token [n, D]. What
+        Mamba layers leave behind is then in the slots [n], keys and values of attention in their ``places``.
         """
         # Norms, residuals and gates by the decode step's kernels: torch's take a fifth of a prefill.
         model, fp8 = self.model, self._fp8
-        rope, eps = model.rope(ragged.positions), model.spec.norm_eps
+        positions = ragged.positions + places.before if places.before else ragged.positions
+        rope, eps = model.rope(positions), model.spec.norm_eps
         prompts: Prompts | None = None
         residual = model.embed(tokens)
         dtype = residual.dtype
@@ -92,7 +93,7 @@ class Prefill:
             if isinstance(block.mixer, Mamba):
                 layer, into = next(mixers)
                 prompts = prompts or Prompts.of(
-                    ragged.starts, ragged.lens, ragged.positions, ragged.sequence, slots, block.mixer.d_conv
+                    ragged.starts, ragged.lens, ragged.sequence, positions, slots, block.mixer.d_conv, places.before
                 )
                 given = ssd_prefill(normed.times(block.mixer.in_proj, dtype), layer, prompts, into)
             else:
@@ -108,7 +109,7 @@ class Prefill:
 
     def _attend(self, mixer: Attention, layer: int, x: Tensor, ragged: Ragged, rope: Rope, places: Places) -> Tensor:
         """What the heads gather [T, H P]. Keys and values are views of projections, which end with this."""
-        given, kept = mixer.heads(x, ragged, rope)
+        given, kept = mixer.heads(x, ragged, rope, self._state.read(layer, places))
         self._state.keep(layer, places, kept)
         return given
 

@@ -77,28 +77,37 @@ class CudaRunner:
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[PromptHandle]:
         """Run n prompts in one packed pass and keep their states and their next-token logits."""
-        began = self._watch.start()
-        lens = [len(p) for p in prompts]
-        send = self.state.send
-        ragged = Ragged(send(np.array(lens)), lens)
-        tokens = send(np.concatenate([np.asarray(p, dtype=np.int64) for p in prompts]))
         stored: list[Prompt] = []
         try:
-            stored += (self.book.prompt(length) for length in lens)
-            places = self.state.places([p.pages for p in stored], lens)
-            hidden = self._prefill(tokens, ragged, send(np.array([p.slot for p in stored])), places)
-            logits = self.model.logits(hidden)
+            stored += (self.book.prompt(len(prompt)) for prompt in prompts)
+            self._pass(stored, prompts)
         except BaseException:  # out of memory, or a user who has waited enough: nobody else knows of their places
             for prompt in stored:
                 self.book.close(prompt.handle)
             raise
-        for prompt, line in zip(stored, logits, strict=True):
-            self._logits[prompt.handle.id] = line
-        self._watch.stop(began, stored[0].handle.id)
         return [prompt.handle for prompt in stored]
 
-    def prefilled(self) -> dict[int, float] | None:
-        """Seconds on the device of prefills that have ended since last asked, by their first prompt's id."""
+    @torch.inference_mode()
+    def extend(self, prompt: PromptHandle, tokens: Sequence[int]) -> PromptHandle:
+        """Run the next tokens of a prompt whose tokens so far fill whole pages; what it then is. A state that is kept
+        in bf16 or fp8 is rounded between.
+        """
+        stored = self.book.extend(prompt, len(tokens))
+        self._pass([stored], [tokens], prompt.length)
+        return stored.handle
+
+    def _pass(self, stored: Sequence[Prompt], prompts: Sequence[Sequence[int]], before: int = 0) -> None:
+        began, send, lens = self._watch.start(), self.state.send, [len(p) for p in prompts]
+        ragged = Ragged(send(np.array(lens)), lens)
+        tokens = send(np.concatenate([np.asarray(p, dtype=np.int64) for p in prompts]))
+        places = self.state.places([p.pages for p in stored], lens, before)
+        hidden = self._prefill(tokens, ragged, send(np.array([p.slot for p in stored])), places)
+        for prompt, line in zip(stored, self.model.logits(hidden), strict=True):
+            self._logits[prompt.handle.id] = line
+        self._watch.stop(began, stored[0].handle)
+
+    def prefilled(self) -> dict[PromptHandle, float] | None:
+        """Seconds on the device of prefills that have ended since last asked, by what their first prompt then was."""
         return self._watch.read()
 
     @torch.inference_mode()

@@ -35,10 +35,14 @@ def _lines(pool: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """The page of each token [T], and its place there."""
+    """The page of each token [T], and its place there. before: tokens of the one prompt that goes on, in whole pages,
+    ``behind`` [before / W].
+    """
 
     page: Tensor
     place: Tensor
+    before: int
+    behind: Tensor
 
 
 class State:
@@ -79,19 +83,29 @@ class State:
         host = torch.from_numpy(np.ascontiguousarray(values))
         return host.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else host
 
-    def places(self, pages: Sequence[Sequence[int]], lens: Sequence[int]) -> Places:
-        """Where the keys and values of a packed prefill of n prompts go; nowhere where no layer has any."""
+    def places(self, pages: Sequence[Sequence[int]], lens: Sequence[int], before: int = 0) -> Places:
+        """Where the keys and values of a packed prefill of n prompts go, or of one behind ``before`` tokens; nowhere
+        where no layer has any.
+        """
         if not self.spec.n_attention:
             nothing = torch.empty(0, dtype=torch.int64, device=self.device)
-            return Places(nothing, nothing)
-        at = [np.arange(n) for n in lens]
+            return Places(nothing, nothing, before, nothing)
+        at = [np.arange(before, before + n) for n in lens]
         where = [np.asarray(own)[t // PAGE] for own, t in zip(pages, at, strict=True)]
-        return Places(self.send(np.concatenate(where)), self.send(np.concatenate(at) % PAGE))
+        behind = np.asarray(pages[0][: before // PAGE], dtype=np.int64)
+        place = np.concatenate(at) % PAGE
+        return Places(self.send(np.concatenate(where)), self.send(place), before, self.send(behind))
 
     def keep(self, layer: int, places: Places, kept: KVState) -> None:
         """Write keys and values of one attention layer to their pages."""
         self.k[layer][places.page, :, places.place] = kept.k.to(self.k.dtype)
         self.v[layer][places.page, :, places.place] = kept.v.to(self.v.dtype)
+
+    def read(self, layer: int, places: Places) -> KVState | None:
+        """Keys and values in one attention layer of the tokens before; None where there are none."""
+        if not places.before:
+            return None
+        return KVState(*(pool[layer][places.behind].transpose(1, 2).flatten(0, 1) for pool in (self.k, self.v)))
 
     def enter(self, entries: Sequence[Entry], starts: Sequence[RowStart]) -> Tensor:
         """Write new rows' parameters and pages and copy their prompts' states; returns their slots, int32."""

@@ -33,7 +33,8 @@ _MANY = 8
 @dataclass(frozen=True, slots=True)
 class Prompts:
     """n sequences end to end: starts and lens [n], positions [T]; slots [n], where what they leave behind goes; places
-    [T], the line of the rings of raw inputs [S W, C] that keeps a token's, -1 for none. All int64.
+    [T], the line of the rings of raw inputs [S W, C] that keeps a token's, -1 for none. All int64. before: tokens of
+    the only sequence, W at least, that left behind what is in its slot.
     """
 
     starts: Tensor
@@ -41,15 +42,23 @@ class Prompts:
     positions: Tensor
     slots: Tensor
     places: Tensor
+    before: int
 
     @classmethod
     def of(
-        cls, starts: Tensor, lens: Tensor, positions: Tensor, sequence: Tensor, slots: Tensor, width: int
+        cls,
+        starts: Tensor,
+        lens: Tensor,
+        sequence: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        width: int,
+        before: int = 0,
     ) -> Prompts:
         """With the ``sequence`` [T] of each token, and a convolution of ``width`` tokens."""
-        kept = positions > (lens - width)[sequence]
+        kept = positions > (lens + (before - width))[sequence]
         places = slots[sequence] * width + positions % width
-        return cls(starts, lens, positions, slots, torch.where(kept, places, -1))
+        return cls(starts, lens, positions, slots, torch.where(kept, places, -1), before)
 
 
 def _cut(programs: int, head: int, device: torch.device) -> tuple[int, int, int]:
@@ -65,7 +74,7 @@ def _cut(programs: int, head: int, device: torch.device) -> tuple[int, int, int]
 
 @triton.jit
 def _convolve(
-    RAW, OUT, TAPS, CBIAS, POSITIONS, PLACES, RING, width, offset, C, total, W: tl.constexpr, BC: tl.constexpr
+    RAW, OUT, TAPS, CBIAS, POSITIONS, PLACES, RING, BEFORE, width, offset, C, total, W: tl.constexpr, BC: tl.constexpr
 ):
     t = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -76,7 +85,11 @@ def _convolve(
     x = tl.load(CBIAS + c, mask=c < C, other=0.0)
     x += now.to(tl.float32) * tl.load(TAPS + (W - 1) * C + c, mask=c < C, other=0.0)
     for i in tl.static_range(1, W):
-        u = tl.load(RAW + (t - i) * width + offset + c, mask=(c < C) & (i <= position), other=0.0)
+        if BEFORE is None:
+            u = tl.load(RAW + (t - i) * width + offset + c, mask=(c < C) & (i <= position), other=0.0)
+        else:
+            u = tl.load(RAW + (t - i) * width + offset + c, mask=(c < C) & (i <= t), other=0.0)
+            u += tl.load(BEFORE + ((position - i) % W) * C + c, mask=(c < C) & (i > t), other=0.0)
         x += u.to(tl.float32) * tl.load(TAPS + (W - 1 - i) * C + c, mask=c < C, other=0.0)
     tl.store(OUT + t * C + c, silu(x).to(OUT.dtype.element_ty), mask=c < C)
     tl.store(RING + place * C + c, now, mask=(c < C) & (place >= 0))
@@ -90,6 +103,7 @@ def _convolve(
 def _walk(
     RAW, ACT, STARTS, LENS, RATE, DTB, SKIP, NORM, OUT, SSM, SCALE, SLOTS, width, eps,
     H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr, Q: tl.constexpr, TOP: tl.constexpr,
+    PAST: tl.constexpr,
 ):  # fmt: skip
     C: tl.constexpr = K * P + K * N + H * N
     i = tl.program_id(0)
@@ -105,6 +119,11 @@ def _walk(
     skip = tl.load(SKIP + h)
     norm = tl.load(NORM + h * P + p)
     state = tl.zeros([P, N], tl.float32)
+    if PAST:
+        left = tl.load(SLOTS + i) * H + h
+        state = tl.load(SSM + (left * P + p[:, None]) * N + n[None, :]).to(tl.float32)
+        if TOP > 0:
+            state = state * tl.load(SCALE + left)
     for begin in range(0, length, Q):
         row = start + begin + q
         inside = (begin + q < length)[:, None]
@@ -139,7 +158,8 @@ def _walk(
 
 def ssd_prefill(projected: Tensor, layer: MixerLayer, prompts: Prompts, into: MixerState) -> Tensor:
     """projected [T, H P + C + H] to the output projection's input [T, H P]; ``into`` has, in the prompts' slots, the
-    last W - 1 raw inputs, zeros where there are fewer, and the states, rounded to the nearest.
+    last W - 1 raw inputs, zeros where there are fewer, and the states, rounded to the nearest. With ``before`` the one
+    sequence goes on from those that it finds there.
     """
     _, heads, p, n = into.ssm.shape
     total, width = projected.shape
@@ -147,15 +167,17 @@ def ssd_prefill(projected: Tensor, layer: MixerLayer, prompts: Prompts, into: Mi
     act = torch.empty(total, channels, dtype=projected.dtype, device=projected.device)
     out = torch.empty(total, heads * p, dtype=projected.dtype, device=projected.device)
     block, count = 512, prompts.lens.shape[0]
+    # A copy: the ring's lines are written by programs that other programs do not wait for.
+    ring = into.conv[prompts.slots] if prompts.before else None
     _convolve[(total, triton.cdiv(channels, block))](
-        projected, act, layer.taps, layer.conv_bias, prompts.positions, prompts.places, into.conv, width, heads * p,
-        channels, total, taps, block, num_warps=1,
+        projected, act, layer.taps, layer.conv_bias, prompts.positions, prompts.places, into.conv, ring, width,
+        heads * p, channels, total, taps, block, num_warps=1,
     )  # fmt: skip
     chunk, warps, stages = _cut(count * heads, p * n, projected.device)
     _walk[(count, heads)](
         projected, act, prompts.starts, prompts.lens, layer.rates, layer.dt_bias, layer.skip, layer.norm, out, into.ssm,
         into.scale, prompts.slots, width, layer.eps, heads, layer.kv_heads, p, n, chunk,
-        FP8_MAX if narrow(into.ssm.dtype) == 2 else 0.0, num_warps=warps, num_stages=stages,
+        FP8_MAX if narrow(into.ssm.dtype) == 2 else 0.0, prompts.before > 0, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
 
@@ -170,13 +192,17 @@ def ssd_prefill_reference(projected: Tensor, layer: MixerLayer, prompts: Prompts
     for start, length, slot in zip(*ends, strict=True):
         z, raw, dt = projected[start : start + length].split_with_sizes((heads * p, sum(sizes), heads), 1)
         padded = F.pad(raw, (0, 0, width - 1, 0))
+        for back in range(1, width) if prompts.before else ():
+            padded[width - 1 - back] = into.conv[slot, (prompts.before - back) % width]
         for back in range(1, width):
-            into.conv[slot, (length - back) % width] = padded[-back]
+            into.conv[slot, (prompts.before + length - back) % width] = padded[-back]
         act = F.silu((padded.float().unfold(0, width, 1) * layer.taps.t()).sum(-1) + layer.conv_bias)
         x, b, c = act.to(projected.dtype).float().split_with_sizes(sizes, 1)
         x, b = (t.view(length, kv, -1).repeat_interleave(heads // kv, 1) for t in (x, b))
         dt = F.softplus(dt.float() + layer.dt_bias)
         s = torch.zeros(heads, p, n, device=projected.device)
+        if prompts.before:
+            s = into.ssm[slot].float() * (into.scale[slot, :, None, None] if narrow(into.ssm.dtype) == 2 else 1.0)
         for t in range(length):
             s = s * torch.exp(dt[t] * layer.rates)[:, None, None] + (dt[t, :, None] * x[t])[..., None] * b[t, :, None]
             y = (s * c[t].view(heads, 1, n)).sum(-1) + layer.skip[:, None] * x[t]
