@@ -21,6 +21,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from toy_models import random_model
 
+from thinkfast.engine.cuda import prefill
 from thinkfast.engine.cuda.plan import make_cuda_plan, prefill_bytes
 from thinkfast.engine.cuda.runner import CudaRunner
 from thinkfast.kernels.triton import gated, norm, rounding, ssd, swiglu
@@ -94,8 +95,10 @@ def nothing_multiplied(self: Fp8Linear, x: torch.Tensor, scale: torch.Tensor, dt
     return x.new_empty(x.shape[0], self.weight.shape[0], dtype=dtype)
 
 
-@pytest.fixture
-def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["gate and up at once", "one by one"])
+def no_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Which of the two a GPU takes depends on dtype and sizes.
+    monkeypatch.setattr(prefill, "serves", lambda rows, weight: request.param == "gate and up at once")
     # A GPU's has no copies of keys for every head of a group, as a CPU's may, and in half precision no masks.
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", nothing_gathered)
     monkeypatch.setattr(Attention, "_masked", lambda self, q, k, v: torch.empty_like(q))
@@ -128,7 +131,7 @@ def test_a_prefill_holds_no_more_than_is_planned(name: str, fp8: bool, lengths: 
     # Half a percent for numbers of one prompt or of one page, of which there are few.
     assert held.most - logits < 1.005 * planned
     # What is planned for nothing is taken from rows: that is the padding of lengths that are alike.
-    assert held.most > (0.33 if lengths in ("alike", "one") else 0.55) * planned
+    assert held.most > (0.32 if lengths in ("alike", "one") else 0.49) * planned
 
 
 @pytest.mark.usefixtures("no_kernels")

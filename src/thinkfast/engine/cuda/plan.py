@@ -43,8 +43,8 @@ def prefill_bytes(spec: ModelSpec, itemsize: int) -> int:
     # q, k and v, rotated, ordered by length, and padded to twice as many; what heads gather padded, copied, ordered.
     attention = 11 * heads + 9 * kv if spec.n_attention else 0
     mixer = spec.in_proj_rows + spec.conv_channels + heads if spec.is_student else 0
-    # Beside them the residual, what is added to it, and the normed sum of both.
-    widest = 4 * d + max(attention, mixer, 3 * spec.d_ff)
+    # Beside them the residual, and what was normed.
+    widest = 2 * d + max(attention, mixer, 3 * spec.d_ff)
     # Positions, places and angles.
     return widest * itemsize + 64 + 2 * spec.head_dim * itemsize
 

@@ -101,10 +101,12 @@ class Prefill:
             if following is None:
                 # Of the last layer only a prompt's last token is asked for.
                 given, residual = given[ragged.last], residual[ragged.last]
-            mixed = _Rows.of(given, self._rounds(block)).times(block.mixer.out, dtype)
-            del given  # the next mixer needs the room
-            update = self._feed(block.mlp, added(mixed, block.post_norm.weight, fp8), dtype)
-            normed = added(update, norm, self._rounds(following))
+            rows = _Rows.of(given, self._rounds(block))
+            del given
+            # Nothing has a name that is read once: what comes next needs the room.
+            normed = added(rows.times(block.mixer.out, dtype), block.post_norm.weight, fp8)
+            del rows
+            normed = added(self._feed(block.mlp, normed, dtype), norm, self._rounds(following))
         return normed.x
 
     def _attend(self, mixer: Attention, layer: int, x: Tensor, ragged: Ragged, rope: Rope, places: Places) -> Tensor:
