@@ -26,7 +26,8 @@ import torch
 
 from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import SamplingParams
-from thinkfast.models.loading import Loaded, load_model
+from thinkfast.models.fp8 import is_fp8
+from thinkfast.models.loading import Loaded, load_as
 from thinkfast.models.shapes import PREFIX
 from thinkfast.provenance import provenance
 from thinkfast.report.benchconfig import STATES
@@ -50,15 +51,13 @@ def outside(device: torch.device) -> int:
     return total - free - torch.cuda.memory_reserved(device)
 
 
-def cell(loaded: Loaded, b: int, p: int, o: int, state: str, samples: int, batch: int, fp8: bool) -> dict[str, Any]:
-    """One cell; with ``samples`` above 1, b prompts of that many samples each, ``batch`` rows at a time. ``fp8``: the
-    blocks' weights.
-    """
+def cell(loaded: Loaded, b: int, p: int, o: int, state: str, samples: int, batch: int) -> dict[str, Any]:
+    """One cell; with ``samples`` above 1, b prompts of that many samples each, ``batch`` rows at a time."""
+    fp8 = is_fp8(loaded.model)
     device = loaded.model.head_weight.device
     torch.cuda.reset_peak_memory_stats(device)
     others = outside(device)
-    kind = {"dtype": torch.bfloat16, "state_dtype": STATES[state], "fp8_weights": fp8}
-    llm = LLM(loaded, max_batch=batch, max_len=p + o, device=device, **kind)
+    llm = LLM(loaded, max_batch=batch, max_len=p + o, device=device, state_dtype=STATES[state])
     rng = random.Random(0)
     prompts = [[rng.randrange(1000, 100000) for _ in range(p)] for _ in range(b)]
 
@@ -150,11 +149,12 @@ def main() -> None:
     else:
         found = json.loads(a.out.read_text()) if a.out.exists() else {**provenance(0), "ours": [], "vllm": []}
     for name in a.models:
-        loaded = load_model(PREFIX + name, torch.bfloat16, "cuda")
+        loaded = load_as(PREFIX + name, "fp8" if a.fp8 else "bf16", "cuda")
+        torch.cuda.empty_cache()  # what the weights were before
         for text in a.cells:
             b, p, o = map(int, text.split(","))
             try:
-                one = cell(loaded, b, p, o, a.state, a.samples, a.rows or b * a.samples, a.fp8)
+                one = cell(loaded, b, p, o, a.state, a.samples, a.rows or b * a.samples)
             except Exception as error:  # noqa: BLE001 one cell that does not fit must not cost the others
                 print(f"{name} {text}: {error!r}"[:500], flush=True)
                 gc.collect()

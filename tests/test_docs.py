@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,3 +20,11 @@ def test_no_page_has_an_open_mark() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         text = page.read_text()
         assert text.count("<!--= ") == text.count("<!--/-->"), page
+
+
+def test_no_run_of_the_table_took_more_memory_than_its_plan() -> None:
+    runs = json.loads((ROOT / "results/gpu-engine.json").read_text())["ours"]
+    assert len(runs) > 50
+    # With weights in eight bits the benchmark held those in bf16 beside them at that time.
+    for run in (one for one in runs if not one["fp8_weights"]):
+        assert run["peak_bytes"] + run["outside_bytes"] <= run["planned_bytes"], (run["model"], run["B"], run["O"])
