@@ -23,7 +23,7 @@ from thinkfast.engine.pages import Ints, PageTable
 from thinkfast.engine.rng import uniform
 from thinkfast.engine.sampler import Draw, RowParams
 from thinkfast.kernels.cpu.build import Sizes, load_library
-from thinkfast.kernels.cpu.native import CDraw, CLayer, CMatrix, CStep, Packed, pack, pack_gated
+from thinkfast.kernels.cpu.native import CDraw, CLayer, CMatrix, CStep, Packed, pack, pack_gated, trim
 from thinkfast.models.attention import Attention
 from thinkfast.models.decoder import Block, Decoder
 from thinkfast.models.spec import ModelSpec
@@ -113,6 +113,7 @@ class NativeStep:
             eps=spec.norm_eps,
         )
         (self._args.ld_x, self._args.ld_wide, self._args.ld_mid, self._args.ld_logits) = self._ld
+        trim()
 
     def _pointer(self, tensor: Tensor) -> int:
         tensor = tensor.detach().contiguous()

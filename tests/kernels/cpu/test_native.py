@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import ctypes
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from thinkfast.kernels.cpu import native
-from thinkfast.kernels.cpu.native import pack, pack_gated
+from thinkfast.kernels.cpu.native import pack, pack_gated, trim
 
 
 @pytest.mark.parametrize(("outputs", "columns"), [(32, 16), (33, 16), (5, 32)])
@@ -34,3 +37,12 @@ def test_gate_and_up_lie_side_by_side(width: int) -> None:
     gate, up = panels[:, :4].reshape(-1, 3)[:width], panels[:, 4:].reshape(-1, 3)[:width]
     assert torch.equal(gate, both[:width])
     assert torch.equal(up, both[width:])
+
+
+def test_a_library_that_cannot_trim_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(malloc_trim=asked.append))
+    trim()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    trim()
+    assert asked == [0]

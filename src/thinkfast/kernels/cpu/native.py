@@ -10,6 +10,7 @@ Usage: ``library = load_library(sizes)``, then ``packed = pack(weight, bias, lib
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +99,12 @@ def pack(weight: Tensor, bias: Tensor | None, columns: int) -> Packed:
     if bias is not None:
         bias = torch.cat((bias.detach(), bias.new_zeros(rest)))
     return Packed(panels, bias, outputs)
+
+
+def trim() -> None:
+    """Give back to the system what packing has freed: glibc keeps it, a tenth of what was packed. Others do not."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def pack_gated(both: Tensor, columns: int) -> Packed:
