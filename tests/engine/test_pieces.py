@@ -108,6 +108,34 @@ def test_rows_that_run_step_behind_every_piece_and_nobody_enters_before(monkeypa
     assert llm.stats.longest_prefill < llm.stats.prefill_seconds
 
 
+def test_every_piece_is_told_by_its_own_time_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some steps later, two at once."""
+    llm = LLM(loaded("hybrid"), 24, 400, prefill_tokens=64)
+    runner, handles = llm._runner, list[PromptHandle]()
+    prefill, extend = runner.prefill, runner.extend
+
+    def first(prompts: Sequence[Sequence[int]]) -> list[PromptHandle]:
+        found = prefill(prompts)
+        handles.append(found[0])
+        return found
+
+    def further(handle: PromptHandle, tokens: Sequence[int]) -> PromptHandle:
+        handles.append(extend(handle, tokens))
+        return handles[-1]
+
+    def prefilled() -> dict[PromptHandle, float]:
+        told = {handle: 50.0 for handle in handles} if len(handles) % 2 == 0 else {}
+        if told:
+            handles.clear()
+        return told
+
+    for name, does in (("prefill", first), ("extend", further), ("prefilled", prefilled)):
+        monkeypatch.setattr(runner, name, does)
+    list(llm.stream([request("short", 5), request("long", 300)]))
+    assert llm.stats.prefill_seconds == pytest.approx(6 * 50)
+    assert llm.stats.longest_prefill == 50
+
+
 @pytest.mark.parametrize("n", [1, 2, 30])
 @pytest.mark.parametrize("keep", [False, True])
 def test_who_is_cancelled_before_the_last_piece_never_was(n: int, keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
