@@ -159,6 +159,25 @@ def test_who_is_cancelled_before_the_last_piece_never_was(n: int, keep: bool, mo
     assert llm._runner.usage == EMPTY
 
 
+def test_samples_that_came_up_beside_a_prompt_that_is_cancelled_enter_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In turns, rows that become free are dealt to the long prompt and to one that has begun."""
+    requests = [request("short", 5, 12), request("long", 300, 2)]
+    want = said(list(engine("hybrid", max_batch=4).stream(requests[:1], fair=True)))
+
+    def cancel(llm: LLM, events: list[int]) -> None:
+        if events.count(-64) == 1:
+            llm.cancel("long")
+
+    llm = LLM(loaded("hybrid"), 4, 400, prefill_tokens=64)
+    events = watched(llm, monkeypatch, cancel)
+    found = list(llm.stream(requests, fair=True))
+    assert events.count(-64) == 1
+    assert said(found) == want
+    assert llm._runner.usage == EMPTY
+
+
 def test_a_deadline_between_two_pieces_holds(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def sleep(llm: LLM, events: list[int]) -> None:
         time.sleep(0.3 * (events[-1] < 0))

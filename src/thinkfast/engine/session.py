@@ -73,7 +73,9 @@ class Sample:
 
 @dataclass(slots=True)
 class _Growing:
-    """A prompt of which ``pieces`` are still to be prefilled, and what enters when there are none."""
+    """A prompt of which ``pieces`` are still to be prefilled, and what enters when there are none: its own samples, and
+    those of others that came up in the same round.
+    """
 
     prompt: str
     pieces: deque[tuple[int, ...]]
@@ -174,7 +176,6 @@ class Session:
         new rows' codes.
         """
         began = time.monotonic()
-        prefilled: PromptHandle | None
         if (growing := self._growing) is not None:
             prefilled, admissions = self._grow(growing), growing.admissions
         else:
@@ -201,11 +202,13 @@ class Session:
             self._growing = _Growing(new[0].prompt, prompts[0], list(admissions))
         return handles[0]
 
-    def _grow(self, growing: _Growing) -> PromptHandle:
-        """Prefill the next piece."""
-        piece = growing.pieces.popleft()
-        handle = self._open[growing.prompt] = self.runner.extend(self._open[growing.prompt], piece)
-        self.stats.prefill_tokens += len(piece)
+    def _grow(self, growing: _Growing) -> PromptHandle | None:
+        """Prefill the next piece; None where nobody wants the prompt any more."""
+        handle = None
+        if growing.pieces:
+            piece = growing.pieces.popleft()
+            handle = self._open[growing.prompt] = self.runner.extend(self._open[growing.prompt], piece)
+            self.stats.prefill_tokens += len(piece)
         if not growing.pieces:
             self._growing = None
         return handle
@@ -325,7 +328,7 @@ class Session:
     def _close(self, prompt: str) -> None:
         self.runner.close(self._open.pop(prompt))
         if self._growing is not None and self._growing.prompt == prompt:
-            self._growing = None
+            self._growing.pieces.clear()
 
     def _texts(self, said: Sequence[Said]) -> list[str]:
         ends = self.codec.end_ids
