@@ -124,7 +124,7 @@ def test_every_piece_is_told_by_its_own_time_on_a_device(monkeypatch: pytest.Mon
         return handles[-1]
 
     def prefilled() -> dict[PromptHandle, float]:
-        told = {handle: 50.0 for handle in handles} if len(handles) % 2 == 0 else {}
+        told = dict.fromkeys(handles, 50.0) if len(handles) % 2 == 0 else {}
         if told:
             handles.clear()
         return told
@@ -153,29 +153,93 @@ def test_who_is_cancelled_before_the_last_piece_never_was(n: int, keep: bool, mo
     found = list(llm.stream([*requests, follows]))
     assert said(found) == want
     assert {chain.finish for chain in found} == {"length"}
-    # Two pieces of five for nothing, or one prompt for both.
-    assert events.count(-64) == (3 if keep else 5)
+    # Two pieces of five for nothing, or one prompt for both; with 30 samples the other was not asked for yet.
+    assert events.count(-64) == (3 if keep and n < 30 else 5)
     assert events.count(-44) == 1
     assert llm._runner.usage == EMPTY
 
 
-def test_samples_that_came_up_beside_a_prompt_that_is_cancelled_enter_all_the_same(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("fair", [False, True])
+@pytest.mark.parametrize("cancels", [False, True])
+def test_samples_of_others_that_came_up_beside_a_long_prompt_do_not_wait_for_it(
+    fair: bool, cancels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In turns, rows that become free are dealt to the long prompt and to one that has begun."""
+    """Rows that became free go to the long prompt and to one that has begun, which is there."""
     requests = [request("short", 5, 12), request("long", 300, 2)]
-    want = said(list(engine("hybrid", max_batch=4).stream(requests[:1], fair=True)))
+    want = said(list(engine("hybrid", max_batch=5).stream(requests[:1] if cancels else requests, fair=fair)))
+    running: list[tuple[int, int]] = []
+
+    def cancel(llm: LLM, events: list[int]) -> None:
+        if events[-1] == 0 and 0 < -sum(size for size in events if size < 0) < 64 * 3:
+            session = llm._session
+            assert session is not None
+            running.append((llm.running - len(session._lineup), len(session._lineup)))
+        if cancels and events.count(-64) == 1:
+            llm.cancel("long")
+
+    llm = LLM(loaded("hybrid"), 5, 400, prefill_tokens=64)
+    watched(llm, monkeypatch, cancel)
+    assert said(list(llm.stream(requests, fair=fair))) == want
+    # While pieces come, as many samples wait for them as could enter, and others have entered.
+    assert running[0][0] in (1, 2)
+    assert running[0][1] > 0
+    assert llm._runner.usage == EMPTY
+
+
+def test_a_sample_that_is_cancelled_before_it_is_there_ends_when_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cancel(llm: LLM, events: list[int]) -> None:
+        if events.count(-64) == 1:
+            llm.cancel("long", 1)
+
+    llm = LLM(loaded("hybrid"), 8, 400, prefill_tokens=64)
+    watched(llm, monkeypatch, cancel)
+    found = {chain.index: chain for chain in llm.stream([request("long", 300, 3)])}
+    assert {index: chain.finish for index, chain in found.items()} == {0: "length", 1: "cancelled", 2: "length"}
+    assert len(found[1].tokens) <= 2
+    assert llm._runner.usage == EMPTY
+
+
+def test_rows_and_pages_of_a_cancelled_prompt_are_free_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight rows as before; one whose prompt is kept, and nobody else's, is given up."""
+    rooms: list[int] = []
 
     def cancel(llm: LLM, events: list[int]) -> None:
         if events.count(-64) == 1:
             llm.cancel("long")
+            llm.cancel("many")
+        if events[-1] == 0:
+            rooms.append(llm.room + llm.running)
 
-    llm = LLM(loaded("hybrid"), 4, 400, prefill_tokens=64)
+    llm = LLM(loaded("hybrid"), 8, 400, prefill_tokens=64)
     events = watched(llm, monkeypatch, cancel)
-    found = list(llm.stream(requests, fair=True))
+    requests = [request("short", 5), request("many", 6, 2), request("long", 300, 5, name="long", keep=True)]
+    found = list(llm.stream(requests))
+    assert {chain.request for chain in found} == {"short", "many"}
     assert events.count(-64) == 1
-    assert said(found) == want
+    assert rooms[-1] == 8
+    assert len(list(llm.stream([request("all", 20, 8)]))) == 8
     assert llm._runner.usage == EMPTY
+
+
+def test_a_prompt_goes_on_growing_when_another_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelling a request whose samples have begun and not all of them closes its prompt; this one is not it."""
+    ahead = iter([request("many", 6, 30), None, request("long", 300)])
+
+    def cancel(llm: LLM, events: list[int]) -> None:
+        if events.count(-64) == 1:
+            llm.cancel("many")
+
+    llm = LLM(loaded("hybrid"), 8, 400, prefill_tokens=64)
+    events = watched(llm, monkeypatch, cancel)
+    chains = list(llm.stream(ahead, fair=True))
+    assert [chain.finish for chain in chains if chain.request == "long"] == ["length"]
+    assert {chain.finish for chain in chains if chain.request == "many"} >= {"cancelled"}
+    assert events.count(-64) == 3
+
+
+def test_a_long_prompt_may_come_alone(kind: str) -> None:
+    llm = LLM(loaded(kind), 8, 400, prefill_tokens=64)
+    assert [len(chain.tokens) for chain in llm.stream([request("long", 300)])] == [40]
 
 
 def test_a_deadline_between_two_pieces_holds(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,11 +104,10 @@ class PagedKV:
                 pages[where].copy_(laid.permute(order))
 
     def read(self, prompt: int) -> Iterator[KVState]:
-        """The KV of a stored prompt's tokens, layer by layer."""
-        pages, length = self._physical(self.shared.pages(prompt)), int(self.prompt_len[prompt])
+        """The KV of a stored prompt's tokens, which fill whole pages, layer by layer."""
+        pages = self._physical(self.shared.pages(prompt))
         for k, v in zip(self.k, self.v, strict=True):
-            laid = k[pages].permute(0, 3, 1, 2), v[pages].transpose(1, 2)
-            yield KVState(*(pool.flatten(0, 1)[:length] for pool in laid))
+            yield KVState(k[pages].permute(0, 3, 1, 2).flatten(0, 1), v[pages].transpose(1, 2).flatten(0, 1))
 
     def fork(self, prompts: Ints, first_row: int) -> None:
         """New rows first_row, first_row + 1, ... share ``prompts``; their own context is empty."""

@@ -50,8 +50,8 @@ class LLM:
             bytes and twice the rate of a GPU's products. Answers change a little; on a CPU it only costs time.
         keep_hidden: chains carry their hidden states (Chain.hidden), which a verifier reads for nothing.
         prefill_tokens: most prompt tokens between two steps; None for as many as the plan has room for. A longer prompt
-            is prefilled in pieces, whole pages of 64 tokens. With fewer the chains that run wait for less at a time,
-            and all together for more.
+            is prefilled in pieces of whole pages, 64 tokens at least. With fewer the chains that run wait for less at
+            a time, and all together for more.
         on_plan: sees the memory plan before anything is allocated.
 
     Errors: ModelError, InputError, and CapacityError with the memory plan where it does not fit, or memory runs out all
@@ -168,7 +168,7 @@ class LLM:
 
     @property
     def running(self) -> int:
-        """Rows of the open stream that are in flight; 0 without one."""
+        """Rows of the open stream that are in flight or whose prompt is being prefilled; 0 without one."""
         return 0 if self._session is None else self._session.running
 
     @property

@@ -145,6 +145,10 @@ def _plan(spec: ModelSpec, rows: int, length: int, itemsize: int, available: int
     units = (pages + rows) * spec.n_heads * (PAGE + spec.head_dim) * itemsize if spec.n_attention else 0
     wide = max(2 * spec.d_ff, spec.in_proj_rows if spec.is_student else 0, 4 * spec.d_model)
     work = units + PREFILL_TOKENS * wide * 4 * itemsize + rows * (spec.vocab_size * 4 * 4 + length * 12)
+    if spec.n_attention:
+        # Behind the pieces of a longer prompt: one layer's keys and values, out of their pages and with a piece's own,
+        # and the masks of 256 queries.
+        work += length * (3 * spec.kv_bytes_per_token(itemsize) // spec.n_attention + 256 * (itemsize + 1))
     # Twice: a prompt's state waits beside the rows that are forked from it. In fp32 whatever the weights are in.
     state = 2 * rows * spec.state_bytes(max(itemsize, 4))
     return MemoryPlan(rows, length, rows, pages, spec.n_params * itemsize, kv, state, work, packed, available)

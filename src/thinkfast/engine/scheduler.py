@@ -177,6 +177,11 @@ class Scheduler:
         if not prompt.entries and prompt.family is not None:
             del self._kept[prompt.family]
 
+    def give_up(self, key: str) -> None:
+        """Do not keep this prompt, where nobody has asked for it."""
+        for prompt in [p for p in self._kept.values() if p.key == key and p.entered and not p.entries]:
+            self._forget(prompt)
+
     def unread(self) -> list[str]:
         """Keys of the prompts that nobody needs any more, each once; see Admission.prompt."""
         found, self._unread = self._unread, []

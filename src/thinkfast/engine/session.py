@@ -2,7 +2,7 @@
 
 Between two decode steps it looks at the clock and at cancellations, lets samples enter, and, only when a step says
 that some row ended, turns those rows into chains and gives their places away. A prompt longer than may be prefilled
-between two steps is prefilled in pieces, with a step behind each; until its samples enter nobody else does.
+between two steps is prefilled in pieces, with a step behind each; until it is complete nobody else is admitted.
 
 Usage: ``yield from Session(runner, decode, limits, started, deadline).run(requests)``; see engine.llm.
 """
@@ -34,8 +34,8 @@ IDLE_SECONDS = 0.001  # between two looks at an iterator that has nothing yet, w
 @dataclass(slots=True)
 class Stats:
     """What the engine has done since it was made; seconds are wall-clock. A device works while the host is elsewhere:
-    there a prefill's seconds are the device's, and the others are the decode's. longest_prefill: most seconds that rows
-    which ran have waited for others' prompts.
+    there a prefill's seconds are the device's, and the others are the decode's. longest_prefill: most seconds of one
+    between two steps, which is for how long rows that run wait for others' prompts.
     """
 
     generated_tokens: int = 0
@@ -73,13 +73,14 @@ class Sample:
 
 @dataclass(slots=True)
 class _Growing:
-    """A prompt of which ``pieces`` are still to be prefilled, and what enters when there are none: its own samples, and
-    those of others that came up in the same round.
+    """A prompt of which ``pieces`` are still to be prefilled, its samples, which enter when there are none, and those
+    that are to be cancelled then.
     """
 
     prompt: str
     pieces: deque[tuple[int, ...]]
     admissions: list[Admission]
+    cancelled: list[tuple[str, int | None]] = field(default_factory=list)
 
 
 def pieces(prompt: tuple[int, ...], most: int) -> deque[tuple[int, ...]]:
@@ -119,8 +120,9 @@ class Session:
 
     @property
     def running(self) -> int:
-        """Rows in flight."""
-        return len(self._lineup)
+        """Rows in flight, with those whose prompt is not complete."""
+        growing = self._growing.admissions if self._growing is not None else ()
+        return len(self._lineup) + sum(a.count for a in growing)
 
     @property
     def room(self) -> int:
@@ -172,15 +174,19 @@ class Session:
         return True
 
     def _start(self, admissions: Sequence[Admission]) -> Ints:
-        """Prefill what is new, or the next piece of it; fork what enters, or nothing before the last piece. Returns the
-        new rows' codes.
+        """Prefill what is new, or the next piece of it; fork what enters, from a long prompt nothing before its last
+        piece. Returns the new rows' codes.
         """
         began = time.monotonic()
+        prefilled: PromptHandle | None
         if (growing := self._growing) is not None:
-            prefilled, admissions = self._grow(growing), growing.admissions
+            prefilled = self._grow(growing)
+            admissions = growing.admissions if self._growing is None else ()
         else:
             prefilled = self._prefill(admissions)
-        codes = NONE if self._growing is not None or not admissions else self._fork(admissions)
+            if self._growing is not None:
+                admissions = [a for a in admissions if a.prompt != self._growing.prompt]
+        codes = self._fork(admissions) if admissions else NONE
         took = time.monotonic() - began
         self.stats.prefill_seconds += took
         if prefilled is not None:
@@ -199,18 +205,18 @@ class Session:
         self._open.update(zip([a.prompt for a in new], handles, strict=True))
         self.stats.prefill_tokens += sum(map(len, firsts))
         if prompts[0]:
-            self._growing = _Growing(new[0].prompt, prompts[0], list(admissions))
+            key = new[0].prompt
+            self._growing = _Growing(key, prompts[0], [a for a in admissions if a.prompt == key])
         return handles[0]
 
-    def _grow(self, growing: _Growing) -> PromptHandle | None:
-        """Prefill the next piece; None where nobody wants the prompt any more."""
-        handle = None
-        if growing.pieces:
-            piece = growing.pieces.popleft()
-            handle = self._open[growing.prompt] = self.runner.extend(self._open[growing.prompt], piece)
-            self.stats.prefill_tokens += len(piece)
+    def _grow(self, growing: _Growing) -> PromptHandle:
+        """Prefill the next piece."""
+        piece = growing.pieces.popleft()
+        handle = self._open[growing.prompt] = self.runner.extend(self._open[growing.prompt], piece)
+        self.stats.prefill_tokens += len(piece)
         if not growing.pieces:
             self._growing = None
+            self._cancelled += growing.cancelled
         return handle
 
     def _fork(self, admissions: Sequence[Admission]) -> Ints:
@@ -277,7 +283,7 @@ class Session:
         for request_id in sorted(cancelled):
             self._scheduler.cancel(request_id)
         if self._growing is not None:
-            self._give_up(self._growing, cancelled)
+            self._give_up(self._growing, asked, cancelled)
         self._close_unread()
         rows = [
             row
@@ -286,14 +292,17 @@ class Session:
         ]
         return self._end(dict.fromkeys(rows, "cancelled"))
 
-    def _give_up(self, growing: _Growing, cancelled: set[str]) -> None:
-        """Samples of ``cancelled`` requests do not enter when the prompt is there."""
+    def _give_up(self, growing: _Growing, asked: set[tuple[str, int | None]], cancelled: set[str]) -> None:
+        """Samples of ``cancelled`` requests do not enter when the prompt is there; single ones end when they have."""
+        growing.cancelled += [one for one in asked if one[0] in {a.request.id for a in growing.admissions}]
         for a in [a for a in growing.admissions if a.request.id in cancelled]:
             growing.admissions.remove(a)
             for _ in range(a.count):
                 self._scheduler.finished(a.request.id)
             if a.last:
                 self._close(a.prompt)
+        if not growing.admissions:
+            self._scheduler.give_up(growing.prompt)
 
     def _end(self, ended: dict[int, Finish]) -> Sequence[Chain]:
         """Turn rows into chains and give their places away at once."""
@@ -328,7 +337,7 @@ class Session:
     def _close(self, prompt: str) -> None:
         self.runner.close(self._open.pop(prompt))
         if self._growing is not None and self._growing.prompt == prompt:
-            self._growing.pieces.clear()
+            self._growing = None
 
     def _texts(self, said: Sequence[Said]) -> list[str]:
         ends = self.codec.end_ids

@@ -126,13 +126,19 @@ class Attention(nn.Module):
     def _behind(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of the last T tokens of a sequence over all of it: q [T, H, P], k and v [S, K, P] to [T, H P]."""
         heads = [t.transpose(0, 1)[None] for t in (q, k, v)]
-        if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        if q.is_cuda and self._flash(*heads):
             # For this operation, which has no public name, causal means that queries and keys end together. A name it
             # has, torch.nn.attention.bias, imports torch's compiler.
             found = torch.ops.aten._scaled_dot_product_flash_attention(*heads, is_causal=True, scale=self.scale)[0]
         else:
             found = self._masked(*heads)
         return cast(Tensor, found)[0].transpose(0, 1).reshape(len(q), -1)
+
+    def _flash(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
+        """Whether flash attention takes these: not on a GPU before Ampere, nor in fp32, nor heads of more than 256."""
+        gqa = self.n_heads != self.n_kv_heads
+        params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, gqa)
+        return self.head_dim % 8 == 0 and torch.backends.cuda.can_use_flash_attention(params)
 
     def _masked(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The same of q [1, H, T, P], k and v [1, K, S, P] with masks: [1, H, T, P]."""

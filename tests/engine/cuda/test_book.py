@@ -70,11 +70,11 @@ def test_a_sole_row_takes_its_prompts_pages_over_and_siblings_share_them() -> No
 def test_a_prompt_that_goes_on_takes_further_pages() -> None:
     book = Book(4, 1, 20, PAGE)
     first = book.prompt(2 * PAGE)
-    slot, pages = first.slot, list(first.pages)
-    more = book.extend(first.handle, 3)
+    slot, pages, before = first.slot, list(first.pages), first.handle
+    more = book.extend(before, 3)
     assert (more.slot, more.pages[:2], len(more.pages), more.handle.length) == (slot, pages, 3, 2 * PAGE + 3)
     # Rows go on behind all of it, whichever of the handles they are asked for with.
-    own, other = book.fork(first.handle, [1, 1], last=True)
+    own, other = book.fork(before, [1, 1], last=True)
     assert own.shared == other.shared == 2 * PAGE + 3
     book.release([0, 1])
     assert book.usage == EMPTY

@@ -136,15 +136,16 @@ def test_a_prefill_holds_no_more_than_is_planned(name: str, fp8: bool, lengths: 
 
 @pytest.mark.usefixtures("no_kernels")
 @pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize(("pages", "piece"), [(46, 1000), (250, 64)])
 @pytest.mark.parametrize("name", SPECS)
-def test_the_last_piece_of_a_prompt_holds_no_more_than_is_planned(name: str, fp8: bool) -> None:
-    """Behind three times as many tokens: all that the plan has beside a pass's own is what it reads of them."""
-    spec, piece = replace(SPECS[name], max_positions=4096), 1000
+def test_the_last_piece_of_a_prompt_holds_no_more_than_is_planned(name: str, pages: int, piece: int, fp8: bool) -> None:
+    """Behind as many pages: all that the plan has beside a pass's own is what it reads of them."""
+    spec, length = replace(SPECS[name], max_positions=1 << 15), pages * 64 + piece + 2
     model = random_model(spec).to("cuda" if torch.cuda.is_available() else "cpu")
     model = in_fp8(model) if fp8 else model
-    plans = [make_cuda_plan(spec, 1, length, F32, F32, None) for length in (2, 4002)]
+    plans = [make_cuda_plan(spec, 1, length, F32, F32, None) for length in (2, length)]
     runner = CudaRunner(model, plans[1], frozenset(), capture=False)
-    (handle,) = runner.prefill([[1] * 64 * 46])
+    (handle,) = runner.prefill([[1] * 64 * pages])
     with Held() as held:
         runner.extend(handle, [2] * piece)
     behind = plans[1].work_bytes - plans[0].work_bytes

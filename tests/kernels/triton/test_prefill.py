@@ -114,11 +114,11 @@ def test_a_prompt_in_pieces(
     many: int, state: torch.dtype, heads: int, kv: int, p: int, n: int, dtype: torch.dtype, device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Behind 64 tokens, and behind 128: each piece goes on from what the one before has left in its slot, whatever
+    """Behind 65 tokens, and behind 129: each piece goes on from what the one before has left in its slot, whatever
     that is kept in; in fp32 they are the whole prompt.
     """
     monkeypatch.setattr(ssd, "_MANY", many)
-    lens = [64, 64, 3] if device.type == "cpu" else [64, 1024, 1]
+    lens = [65, 64, 3] if device.type == "cpu" else [65, 1024, 1]
     layer, projected = made(sum(lens), heads, kv, p, n, dtype, device)
     slots, end = torch.tensor([2], device=device), torch.tensor([sum(lens)], device=device)
 

@@ -103,7 +103,7 @@ class Book:
         """Room for ``tokens`` more of a prompt whose tokens so far fill whole pages."""
         prompt = self[handle]
         prompt.pages += self._take(tokens)
-        prompt.handle = PromptHandle(handle.id, handle.length + tokens)
+        prompt.handle = PromptHandle(handle.id, prompt.handle.length + tokens)
         return prompt
 
     def fork(self, handle: PromptHandle, limits: Sequence[int], last: bool) -> list[Entry]:

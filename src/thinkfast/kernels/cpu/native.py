@@ -103,7 +103,7 @@ def pack(weight: Tensor, bias: Tensor | None, columns: int) -> Packed:
 
 def trim() -> None:
     """Give back to the system what packing has freed: glibc keeps it, a tenth of what was packed. Others do not."""
-    with suppress(AttributeError, OSError):
+    with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
