@@ -103,7 +103,8 @@ def main() -> None:
     warm = argparse.Namespace(**{**vars(a), "new": 16, "rounds": 2, "prompts": 2, "seconds": 1.0})
     for kind in a.kinds:
         list(llm.stream(requests(kind, warm, llm.spec.vocab_size, "warm " + kind)))
-    setting = {key: getattr(a, key) for key in ("rows", "prompt", "long", "new", "samples", "prefill_tokens")}
+    setting = {key: getattr(a, key) for key in ("rows", "prompt", "long", "new", "samples")}
+    setting |= {"between_steps": a.prefill_tokens}
     found = [{"model": a.model, **setting, **measure(kind, llm, a)} for _ in range(a.repeats) for kind in a.kinds]
     earlier = json.loads(a.out.read_text())["queues"] if a.out is not None and a.out.exists() else []
     publish({"queues": [*earlier, *found]}, a.out, a.seed, unprinted=["queues"])
