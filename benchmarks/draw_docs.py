@@ -176,14 +176,15 @@ def queues(stem: str) -> str:
     lines = []
     for one in result(stem)["queues"]:
         late = f"{one['late_ms']:.0f} ms" if "late_ms" in one else ""
-        longest = f"{one['longest_prefill_ms']:.0f} ms" if "longest_prefill_ms" in one else ""
+        longest = f"{one['longest_prefill_ms']:.0f} ms"
+        pieces = f", {one['between_steps']:,} between steps" if one["between_steps"] else ""
         lines.append([
-            one["model"].split(":")[-1], one["kind"], f"{one['requests']:,} / {one['prompt']} / {one['new']}",
+            one["model"].split(":")[-1], one["kind"] + pieces, f"{one['requests']:,} / {one['prompt']} / {one['new']}",
             f"{one['tok_s']:,.0f}", f"{one['rows_per_step']:.0f} of {one['rows']}", f"{one['prefill_tokens']:,}",
-            longest, late,
+            longest, late, str(one["lease"]),
         ])  # fmt: skip
     head = ["model", "queue", "prompts / tokens of one / new", "tokens/s", "rows a step", "tokens prefilled"]
-    return table([*head, "longest prefill", "past the deadline"], lines)
+    return table([*head, "longest prefill", "past the deadline", "lease"], lines)
 
 
 def profile(stem: str) -> str:

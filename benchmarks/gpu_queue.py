@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--lease", type=int, default=1, help="which card's, where --out holds several")
     parser.add_argument("--out", type=Path, help="earlier figures there are kept")
     a = parser.parse_args()
     dtype = torch.bfloat16 if a.device == "cuda" else torch.float32
@@ -104,7 +105,7 @@ def main() -> None:
     for kind in a.kinds:
         list(llm.stream(requests(kind, warm, llm.spec.vocab_size, "warm " + kind)))
     setting = {key: getattr(a, key) for key in ("rows", "prompt", "long", "new", "samples")}
-    setting |= {"between_steps": a.prefill_tokens}
+    setting |= {"between_steps": a.prefill_tokens, "lease": a.lease}
     found = [{"model": a.model, **setting, **measure(kind, llm, a)} for _ in range(a.repeats) for kind in a.kinds]
     earlier = json.loads(a.out.read_text())["queues"] if a.out is not None and a.out.exists() else []
     publish({"queues": [*earlier, *found]}, a.out, a.seed, unprinted=["queues"])
