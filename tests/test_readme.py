@@ -1,4 +1,6 @@
-"""The README's commands work: blocks marked `<!-- ci -->` on the line before are run, in order, in one temp folder."""
+"""Commands of the README and docs/ work: blocks marked `<!-- ci -->` on the line before are run, in order, those of a
+page in one temp folder.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^<!-- ci( slow)? -->\n```(console|bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -57,23 +60,25 @@ def run_script(script: str, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("readme")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
+    return {page: tmp_path_factory.mktemp(page.stem) for page in PAGES}
 
 
 @pytest.mark.parametrize(
-    "script",
+    ("page", "script"),
     [
-        pytest.param(script, id=f"line{line}", marks=[pytest.mark.slow] if slow else [])
-        for line, slow, script in blocks(README.read_text())
+        pytest.param(page, script, id=f"{page.stem}-line{line}", marks=[pytest.mark.slow] if slow else [])
+        for page in PAGES
+        for line, slow, script in blocks(page.read_text())
     ],
 )
-def test_readme_block(script: str, folder: Path) -> None:
-    run_script(script, folder)
+def test_block(page: Path, script: str, folders: dict[Path, Path]) -> None:
+    run_script(script, folders[page])
 
 
-def test_every_marker_has_its_block() -> None:
-    text = README.read_text()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_marker_has_its_block(page: Path) -> None:
+    text = page.read_text()
     found = blocks(text)
     assert len(re.findall(r"^<!-- ci\b.*-->", text, re.MULTILINE)) == len(found)
     assert all("thinkfast" in script for _, _, script in found)  # a block without a command would always pass

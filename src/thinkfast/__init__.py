@@ -13,12 +13,15 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "__version__", "distill", "load_model", "solve", "solve_many"]
+__all__ = ["LLM", "Chain", "Request", "SamplingParams", "__version__", "distill", "load_model", "solve", "solve_many"]
 
 # public name -> (module, attribute). `distill` is the subpackage itself: a function of that name would be
 # overwritten by the import system as soon as anything imports `thinkfast.distill.…`.
 _EXPORTS: dict[str, tuple[str, str | None]] = {
     "LLM": ("thinkfast.engine.llm", "LLM"),
+    "Chain": ("thinkfast.engine.request", "Chain"),
+    "Request": ("thinkfast.engine.request", "Request"),
+    "SamplingParams": ("thinkfast.engine.request", "SamplingParams"),
     "load_model": ("thinkfast.models.loading", "load_model"),
     "solve": ("thinkfast.judge.solve", "solve"),
     "solve_many": ("thinkfast.judge.solve", "solve_many"),

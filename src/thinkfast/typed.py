@@ -1,4 +1,5 @@
-"""Plain data (what YAML or JSON parses to) into typed, frozen dataclasses, with errors that name the key.
+"""Plain data (what YAML or JSON parses to) into typed, frozen dataclasses, with errors that name the key; and numbers
+that a caller passes, with errors that name the argument.
 
 Why by hand: the fields of a recipe are few plain types, and CUDA images may lack pydantic. A misspelt key or a wrong
 type is an error with a suggestion, because a silently ignored line in a recipe costs a day.
@@ -11,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import numbers
+import operator
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from thinkfast import yaml12
-from thinkfast.errors import ConfigError
+from thinkfast.errors import ConfigError, InputError
 
 C = TypeVar("C")
 
@@ -163,3 +166,18 @@ def _name(hint: Any) -> str:
 def shown(value: Any) -> str:
     """A value as an error message shows it: short, with its type."""
     return f"{value!r} ({type(value).__name__})" if len(repr(value)) < 60 else type(value).__name__
+
+
+def whole(name: str, value: object) -> int:
+    """``value``, whatever library's integer it is. Raises: InputError naming the argument."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"{name} is {value!r}", remedy="pass a whole number") from None
+
+
+def real(name: str, value: object) -> float:
+    """The same of any real number."""
+    if not isinstance(value, numbers.Real):
+        raise InputError(f"{name} is {value!r}", remedy="pass a number")
+    return float(value)

@@ -6,8 +6,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from toy_models import EOS, SPECS, engine, loaded, reference_logprobs
@@ -393,6 +394,11 @@ def test_a_budget_must_be_positive(seconds: float) -> None:
         engine("pure").generate([prompt(3)], SAMPLED, seconds=seconds)
 
 
+def test_a_budget_must_be_a_number() -> None:
+    with pytest.raises(InputError, match="seconds is '5'"):
+        engine("pure").generate([prompt(3)], SAMPLED, seconds=cast(Any, "5"))
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -410,6 +416,13 @@ def test_a_budget_must_be_positive(seconds: float) -> None:
         {"stop": ("",)},
         {"stop": "x"},
         {"stop": ("x",), "detokenize": False},
+        {"n": 1.5},
+        {"max_tokens": "4"},
+        {"top_k": None},
+        {"seed": 0.5},
+        {"temperature": "1"},
+        {"top_p": None},
+        {"min_p": [0]},
     ],
     ids=str,
 )
@@ -428,6 +441,9 @@ def test_sampling_parameters_are_checked(bad: dict[str, object]) -> None:
         (prompt(400), "400 tokens and max_len is 400"),
         ([5, 64], "token 64"),
         ([-1], "token -1"),
+        (7, "prompt 1 is 7"),
+        (["5"], "prompt 1 is \\['5'\\]"),
+        ([1.5], "prompt 1 is \\[1.5\\]"),
     ],
 )
 def test_a_bad_prompt_is_refused_before_anything_runs(bad: list[int] | str, match: str) -> None:
@@ -436,6 +452,23 @@ def test_a_bad_prompt_is_refused_before_anything_runs(bad: list[int] | str, matc
         llm.generate([prompt(3), bad], SAMPLED)
     assert llm.stats.prefill_tokens == 0
     assert llm.generate([prompt(3)], SAMPLED)
+
+
+def test_one_text_is_not_taken_for_a_list_of_letters() -> None:
+    with pytest.raises(InputError, match="prompts is one text"):
+        engine("teacher").generate("What?", SAMPLED)
+
+
+def test_tokens_may_be_of_other_libraries() -> None:
+    llm = engine("teacher")
+    prompts = cast(Any, [prompt(7), torch.tensor(prompt(7)), np.array(prompt(7))])
+    found = llm.generate(prompts, with_params(SAMPLED, n=1, temperature=0))
+    assert len({chain.tokens for (chain,) in found}) == 1
+
+
+def test_what_is_no_request_is_refused() -> None:
+    with pytest.raises(InputError, match="'hello' is no Request"):
+        list(engine("teacher").stream(cast(Any, ["hello"])))
 
 
 def test_text_prompts_go_through_the_chat_template() -> None:
@@ -451,9 +484,12 @@ def test_text_prompts_go_through_the_chat_template() -> None:
         ({"max_len": 1}, InputError, "max_len is 1"),
         ({"max_len": 1025}, InputError, "made for 1024 positions"),
         ({"max_batch": 10**9}, CapacityError, "does not fit"),
+        ({"max_batch": 2.5}, InputError, "max_batch is 2.5"),
+        ({"max_len": "400"}, InputError, "max_len is '400'"),
+        ({"prefill_tokens": 64.5}, InputError, "prefill_tokens is 64.5"),
     ],
 )
-def test_sizes_are_checked(arguments: dict[str, int], error: type[Exception], match: str) -> None:
+def test_sizes_are_checked(arguments: dict[str, Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         LLM(loaded("teacher"), **arguments)
 

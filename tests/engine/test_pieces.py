@@ -237,6 +237,13 @@ def test_a_prompt_goes_on_growing_when_another_is_closed(monkeypatch: pytest.Mon
     assert events.count(-64) == 3
 
 
+def test_pieces_are_timed_though_no_step_follows(kind: str) -> None:
+    llm = LLM(loaded(kind), 8, 400, prefill_tokens=64)
+    assert list(llm.stream([request("long", 300)], seconds=1e-9)) == []
+    assert llm.stats.steps == 0
+    assert llm.stats.longest_prefill == pytest.approx(llm.stats.prefill_seconds)
+
+
 def test_a_long_prompt_may_come_alone(kind: str) -> None:
     llm = LLM(loaded(kind), 8, 400, prefill_tokens=64)
     assert [len(chain.tokens) for chain in llm.stream([request("long", 300)])] == [40]
@@ -252,6 +259,7 @@ def test_a_deadline_between_two_pieces_holds(kind: str, monkeypatch: pytest.Monk
     chains = list(llm.stream([endless, request("long", 300, 2)], seconds=0.5))
     assert [(chain.request, chain.finish) for chain in chains] == [("short", "deadline")]
     assert events.count(-64) == 2
+    assert llm.stats.longest_prefill > 0.29
     assert llm._runner.usage == EMPTY
 
 

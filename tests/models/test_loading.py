@@ -231,6 +231,20 @@ def test_a_failed_load_leaves_the_files_as_they_were(saved: Save) -> None:
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "said"),
+    [
+        ("tiny", "bf16", "dtype is 'bf16'"),
+        ("tiny", torch.int8, "dtype is torch.int8"),
+        ("tiny", torch.float8_e4m3fn, "dtype is torch.float8"),
+        (None, torch.float32, "the model is None"),
+    ],
+)
+def test_what_is_no_dtype_or_no_name_is_refused(name: Any, dtype: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load_model(name, dtype)
+
+
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(InputError, match="'tpu' is no device"):
         load_model("tiny", device="tpu")

@@ -1,16 +1,19 @@
 """LLM: the engine's public face. Prompts in, chains of thought out, within a number of seconds.
 
-Usage: ``LLM("tiny").generate(["Tom has 3 apples …"], SamplingParams(n=64, temperature=0.8), seconds=5)``.
+Usage: ``LLM("tiny").generate(["Tom has 3 apples …"], SamplingParams(n=64, temperature=0.8), seconds=5)``; both names
+are thinkfast's own, and docs/engine.md goes on from there.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -25,6 +28,7 @@ from thinkfast.errors import InputError
 from thinkfast.models.fp8 import in_fp8
 from thinkfast.models.loading import Loaded, load_model
 from thinkfast.models.room import refusing
+from thinkfast.typed import real, whole
 
 
 def _planned(plan: MemoryPlan) -> AbstractContextManager[None]:
@@ -49,9 +53,9 @@ class LLM:
         fp8_weights: the blocks' projections in eight bits (models/fp8.py), for teacher and student alike: half the
             bytes and twice the rate of a GPU's products. Answers change a little; on a CPU it only costs time.
         keep_hidden: chains carry their hidden states (Chain.hidden), which a verifier reads for nothing.
-        prefill_tokens: most prompt tokens between two steps; None for as many as the plan has room for. A longer prompt
-            is prefilled in pieces of whole pages, 64 tokens at least. With fewer the chains that run wait for less at
-            a time, and all together for more.
+        prefill_tokens: most prompt tokens between two steps; None for as many as the plan has room for, which are 8,192
+            on a GPU and 1,024 on a CPU. A longer prompt is prefilled in pieces of whole pages, 64 tokens at least. With
+            fewer the chains that run wait for less at a time, and all together for more.
         on_plan: sees the memory plan before anything is allocated.
 
     Errors: ModelError, InputError, and CapacityError with the memory plan where it does not fit, or memory runs out all
@@ -77,7 +81,7 @@ class LLM:
         loaded = fitted(loaded)
         self.loaded, self.spec, self.tokenizer = loaded, loaded.spec, loaded.tokenizer
         plan = self.plan = plan_for(loaded.model, max_batch, max_len, state_dtype)
-        between = plan.prefill_tokens if prefill_tokens is None else prefill_tokens
+        between = plan.prefill_tokens if prefill_tokens is None else whole("prefill_tokens", prefill_tokens)
         if not 0 < between <= plan.prefill_tokens:
             raise InputError(f"prefill_tokens is {between}", remedy=f"pass 1 to {plan.prefill_tokens}")
         if on_plan is not None:
@@ -118,6 +122,8 @@ class LLM:
 
         Errors: InputError for an empty or over-long prompt or a bad budget; CapacityError where one cannot fit.
         """
+        if isinstance(prompts, str):
+            raise InputError("prompts is one text", remedy="pass a list, of a single one too: generate([prompt])")
         requests = [Request(str(i), self._prompt(i, p), params) for i, p in enumerate(prompts)]
         chains: list[list[Chain]] = [[] for _ in requests]
         for chain in self.stream(requests, seconds):
@@ -139,7 +145,7 @@ class LLM:
         Errors: as ``generate``; also InputError where another stream of this LLM is still open.
         """
         started = time.monotonic()
-        if seconds is not None and not seconds > 0:
+        if seconds is not None and not real("seconds", seconds) > 0:
             raise InputError(f"seconds is {seconds}, a budget must be positive", remedy="pass seconds=5, or None")
         ready: Iterator[Request | None] = (None if r is None else self._check(r) for r in requests)
         if isinstance(requests, Sequence):
@@ -191,6 +197,11 @@ class LLM:
         return self._runner.path
 
     def _check(self, request: Request) -> Request:
+        if not isinstance(cast(object, request), Request):
+            raise InputError(
+                f"{request!r} is no Request",
+                remedy="pass Request(id, tokens, params); generate takes texts, and tokenizer.chat(text) makes tokens",
+            )
         size, prompt = self.spec.vocab_size, request.prompt
         if prompt and (min(prompt) < 0 or max(prompt) >= size):
             bad = next(token for token in prompt if not 0 <= token < size)
@@ -202,7 +213,11 @@ class LLM:
 
     def _prompt(self, number: int, prompt: str | Sequence[int]) -> tuple[int, ...]:
         if not isinstance(prompt, str):
-            return tuple(prompt)
+            try:
+                return tuple(map(operator.index, prompt))
+            except TypeError:
+                what = f"prompt {number} is {prompt!r}"[:200]
+                raise InputError(what, remedy="pass a text, or a list of token numbers") from None
         if not prompt.strip():
             raise InputError(f"prompt {number} is empty", remedy="give a problem to solve")
         return tuple(self.tokenizer.chat(prompt))

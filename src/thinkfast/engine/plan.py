@@ -15,6 +15,7 @@ from thinkfast.engine.cache import PAGE
 from thinkfast.errors import CapacityError, InputError
 from thinkfast.models.room import told
 from thinkfast.models.spec import ModelSpec
+from thinkfast.typed import whole
 
 # More rows than anyone asks for.
 _MOST_ROWS = 1 << 24
@@ -107,9 +108,9 @@ def fitting_plan(
 
     Errors: as make_plan.
     """
-    if max_batch <= 0:
+    if whole("max_batch", max_batch) <= 0:
         raise InputError(f"max_batch is {max_batch}", remedy="pass max_batch=1 or more")
-    length = spec.max_positions if max_len is None else max_len
+    length = spec.max_positions if max_len is None else whole("max_len", max_len)
     if length < 2:
         raise InputError(f"max_len is {length}", remedy="pass at least 2: a prompt token and a new one")
     if spec.n_attention and length > spec.max_positions:

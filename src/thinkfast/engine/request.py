@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinkfast.errors import InputError
+from thinkfast.typed import real, whole
 
 Finish = Literal["stop", "length", "deadline", "cancelled", "error"]
 
@@ -30,7 +31,7 @@ class SamplingParams:
     before any filter. ignore_eos: never stop at the end-of-sequence token (for benchmarks of forced length).
     detokenize: turn chains into text; without it their text is empty.
 
-    Errors: InputError where a value is out of range, or strings should end a chain that has no text.
+    Errors: InputError where a value is no number or out of range, or strings should end a chain that has no text.
     """
 
     n: int = 1
@@ -46,6 +47,10 @@ class SamplingParams:
     detokenize: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("n", "top_k", "max_tokens", "seed"):
+            whole(name, getattr(self, name))
+        for name in ("temperature", "top_p", "min_p"):
+            real(name, getattr(self, name))
         if self.n <= 0:
             raise InputError(f"n is {self.n}, there must be at least one sample", remedy="pass n=1 or more")
         if self.max_tokens <= 0:

@@ -191,6 +191,7 @@ class Session:
         self.stats.prefill_seconds += took
         if prefilled is not None:
             self._launched[prefilled] = took
+            self._split()
         return codes
 
     def _prefill(self, admissions: Sequence[Admission]) -> PromptHandle | None:

@@ -13,6 +13,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -60,10 +61,15 @@ def read_spec(path: Path) -> ModelSpec:
 def load_model(name: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Loaded:
     """Load a model by name; see the module docstring for what a name may be.
 
-    Memory: the weights in ``dtype`` and one tensor more. Errors: ModelError where the model is unknown, its files are
-    damaged, or weights and config disagree; CapacityError, before anything is read, where its weights do not fit.
+    Memory: the weights in ``dtype`` and one tensor more. Errors: InputError where ``name`` is no name, or ``dtype`` not
+    a floating one of two bytes or more; ModelError where the model is unknown, its files are damaged, or weights and
+    config disagree; CapacityError, before anything is read, where its weights do not fit.
     """
     device = require_device(device)
+    if not isinstance(cast(object, dtype), torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+        raise InputError(f"dtype is {dtype!r}", remedy="pass torch.float32 or torch.bfloat16, or use load_as for names")
+    if not isinstance(cast(object, name), str | Path):
+        raise InputError(f"the model is {name!r}", remedy="pass its name or folder; `thinkfast models` lists names")
     with refusing(f"memory ran out while {name} was read", f"see what else takes memory of {device}"):
         return _found(name, dtype, device)
 
