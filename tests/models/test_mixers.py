@@ -30,7 +30,8 @@ def test_module_forms_agree_on_ragged_input(group: int, make_spec: Any, make_mod
     mamba, ragged = mixer(make_spec, make_model, group), Ragged(torch.tensor([1, 70, 3]))
     u = torch.randn(ragged.total, 48).double()
     out, state = mamba.prefill(u, ragged)
-    z, _, xbc, _ = mamba._inputs(u, ragged)
+    z, inputs, steps = mamba._inputs(u)
+    _, xbc, _ = mamba._convolve(inputs, steps, ragged)
     x = mamba._split(xbc[:, : ragged.max_len])[0]
     mixed = (mamba.matrix(u, ragged) @ x.repeat_interleave(group, 2).transpose(1, 2)).transpose(1, 2)
     torch.testing.assert_close(mamba._finish(ragged.unpad(mixed), z), out, **TIGHT)  # the matrix holds D already
@@ -55,6 +56,35 @@ def test_right_padding_changes_neither_output_nor_state(make_spec: Any, make_mod
     torch.testing.assert_close(states.ssm[0], state.ssm[0], **TIGHT)
 
 
+@pytest.mark.parametrize("group", [1, 3])
+def test_lengths_that_differ_much_are_padded_little_and_give_what_each_gives_alone(
+    group: int, make_spec: Any, make_model: Any
+) -> None:
+    """With gradients too: training packs documents of all lengths."""
+    mamba, lens = mixer(make_spec, make_model, group), [2, 90, 1, 0, 3, 40, 2, 2, 1]
+    ragged = Ragged(torch.tensor(lens))
+    assert ragged.alike is not None
+    assert len(ragged.alike.parts) > 1
+    u = torch.randn(sum(lens), 48).double().requires_grad_(True)
+    together, state = mamba.prefill(u, ragged)
+    weight = torch.randn_like(together)
+    (gradient,) = torch.autograd.grad((together * weight).sum(), u)
+    assert not state.conv[3].any()
+    assert not state.ssm[3].any()
+    start = 0
+    for i, length in enumerate(lens):
+        own = slice(start, start + length)
+        if length:
+            apart = u[own].detach().requires_grad_(True)
+            y, kept = mamba.prefill(apart, Ragged(torch.tensor([length])))
+            torch.testing.assert_close(together[own], y, **TIGHT)
+            torch.testing.assert_close(state.conv[i], kept.conv[0], **TIGHT)
+            torch.testing.assert_close(state.ssm[i], kept.ssm[0], **TIGHT)
+            (one,) = torch.autograd.grad((y * weight[own]).sum(), apart)
+            torch.testing.assert_close(gradient[own], one, **TIGHT)
+        start += length
+
+
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 70])
 def test_nothing_leaks_across_packed_documents(length: int, make_spec: Any, make_model: Any) -> None:
     mamba, ragged = mixer(make_spec, make_model), Ragged(torch.tensor([length, 6, length]))
@@ -71,7 +101,8 @@ def test_matrix_is_zero_past_each_end_and_holds_the_skip(make_spec: Any, make_mo
     u = torch.randn(8, 48).double()
     m = mamba.matrix(u, ragged)
     assert not m[0, :, 3:].any()
-    _, _, xbc, dt = mamba._inputs(u, ragged)
+    _, xbc, dt = mamba._inputs(u)
+    _, xbc, dt = mamba._convolve(xbc, dt, ragged)
     _, b, c = mamba._split(xbc[:, :5])
     skip = m - ssd_matrix(b, c, dt[:, :5], mamba._rates()) * ragged.valid[:, None, :, None]
     torch.testing.assert_close(skip[1], torch.eye(5).double() * mamba.D[:, None, None], **TIGHT)

@@ -61,5 +61,10 @@ def test_parts_of_like_lengths_hold_all_tokens_once_and_little_padding(lens: lis
     assert ragged.positions[alike.order].tolist() == [p for length in longest_first.tolist() for p in range(length)]
     pairs = set(zip(ragged.sequence[alike.order].tolist(), Ragged(longest_first).sequence.tolist(), strict=True))
     assert len(pairs) == len(longest_first)
+    (split,) = alike.split(x)
+    assert [len(part) for part in split] == [part.total for part in alike.parts]
+    firsts = torch.cat([part[one.starts] for part, one in zip(split, alike.parts, strict=True)])
+    found = alike.by_sequence(firsts + 1)
+    assert found.tolist() == [start + 1 if length else 0 for start, length in zip(ragged.starts, lens, strict=True)]
     # As many parts as lengths halve, at most: each is a pass of its own.
     assert len(alike.parts) <= 7

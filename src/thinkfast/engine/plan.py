@@ -15,6 +15,7 @@ from thinkfast.engine.cache import PAGE
 from thinkfast.errors import CapacityError, InputError
 from thinkfast.models.room import told
 from thinkfast.models.spec import ModelSpec
+from thinkfast.models.ssd import CHUNK
 from thinkfast.typed import whole
 
 # More rows than anyone asks for.
@@ -138,14 +139,31 @@ def _most(holds: Callable[[int], bool], most: int) -> int:
     return bisect_left(range(1, most + 1), True, key=lambda rows: not holds(rows))
 
 
+def prefill_bytes(spec: ModelSpec, itemsize: int) -> int:
+    """Most bytes that a prefill holds for a token of its pass, its KV included, its SSM states not."""
+    d, heads, kv = spec.d_model, spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
+    # q, k and v; q and k rotated; all in order of their lengths, and padded to twice as many, keys and values for every
+    # head; what heads gather padded, without, and ordered.
+    attention = 4 * (heads + 2 * kv) + heads + kv + 9 * heads if spec.n_attention else 0
+    mixer = 0
+    if spec.is_student:
+        # Padded to twice as many: the convolution and its inputs, decays within chunks, the states between them, and y.
+        channels, chunk = spec.conv_channels, 2 * spec.n_heads * CHUNK + 3 * heads * spec.d_state // CHUNK
+        padded = 4 * channels + chunk + spec.n_heads * (4 + spec.d_state) + 6 * heads
+        mixer = spec.in_proj_rows + channels + 2 * padded + 2 * heads
+    # Beside them the residual, what was normed, and what the mixer gives.
+    widest = 6 * d + max(attention, mixer, 4 * spec.d_ff)
+    # Tokens, positions, places and angles.
+    return widest * itemsize + spec.kv_bytes_per_token(itemsize) + 96 + 2 * spec.head_dim * itemsize
+
+
 def _plan(spec: ModelSpec, rows: int, length: int, itemsize: int, available: int | None, packed: int) -> MemoryPlan:
     pages = rows * -(-length // PAGE) + PREFILL_TOKENS // PAGE + -(-length // PAGE) + rows if spec.n_attention else 0
     tails = rows * PAGE
     kv = (pages * PAGE + tails) * spec.kv_bytes_per_token(itemsize)
-    # A unit's scores and partial result for every page and head, prefill activations, logits and history.
+    # A unit's scores and partial result for every page and head, a prefill, logits and history.
     units = (pages + rows) * spec.n_heads * (PAGE + spec.head_dim) * itemsize if spec.n_attention else 0
-    wide = max(2 * spec.d_ff, spec.in_proj_rows if spec.is_student else 0, 4 * spec.d_model)
-    work = units + PREFILL_TOKENS * wide * 4 * itemsize + rows * (spec.vocab_size * 4 * 4 + length * 12)
+    work = units + PREFILL_TOKENS * prefill_bytes(spec, itemsize) + rows * (spec.vocab_size * 4 * 4 + length * 12)
     if spec.n_attention:
         # Behind the pieces of a longer prompt: one layer's keys and values, out of their pages and with a piece's own,
         # and the masks of 256 queries.

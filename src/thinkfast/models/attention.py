@@ -112,8 +112,7 @@ class Attention(nn.Module):
             return self._behind(q, torch.cat((past.k, k)), torch.cat((past.v, v))), KVState(k, v)
         if (alike := ragged.alike) is None:
             return self._gather(q, k, v, ragged), KVState(k, v)
-        sizes = [part.total for part in alike.parts]
-        parts = zip(*(t[alike.order].split_with_sizes(sizes) for t in (q, k, v)), alike.parts, strict=True)
+        parts = zip(*alike.split(q, k, v), alike.parts, strict=True)
         return torch.cat([self._gather(*part) for part in parts])[alike.back], KVState(k, v)
 
     def _gather(self, q: Tensor, k: Tensor, v: Tensor, ragged: Ragged) -> Tensor:

@@ -175,6 +175,8 @@ class Decoder(nn.Module):
         states: list[LayerState] = []
         for block, before in zip(self.blocks, past.states if past else repeat(None, len(self.blocks)), strict=True):
             x, state = block.prefill(x, ragged, rope, ragged.last if block is self.blocks[-1] else None, before)
+            # A layer's k and v are views of what all its heads were made in, which would stay as long as they do.
+            state = KVState(state.k.clone(), state.v.clone()) if isinstance(state, KVState) else state
             states.append(state)
         return self.norm(x), states
 

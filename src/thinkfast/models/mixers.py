@@ -57,6 +57,11 @@ class SSMCache(Protocol):
         ...
 
 
+def _chunk(ragged: Ragged) -> int:
+    """Tokens of a chunk: a power of two, and no more than the padding of few tokens is worth."""
+    return min(CHUNK, 1 << max(0, ragged.max_len - 1).bit_length())
+
+
 class Mamba(nn.Module):
     """Mamba-2 mixer with per-head groups, compact x and B, and a per-head gated RMSNorm."""
 
@@ -103,30 +108,48 @@ class Mamba(nn.Module):
         """A [H], negative."""
         return -at_least_fp32(self.A_log).exp()
 
-    def _inputs(self, u: Tensor, ragged: Ragged, past: SSMState | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """u [T, D] to z [T, H P], the convolution's padded window, its activated output, and padded dt."""
-        length = -(-ragged.max_len // CHUNK) * CHUNK
+    def _inputs(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """u [T, D] to z [T, H P], the convolution's inputs [T, C], and dt [T, H]."""
         z, xbc, dt = self.in_proj(u).split(self.sizes, dim=-1)
+        return z, xbc, self._dt(dt)
+
+    def _convolve(
+        self, xbc: Tensor, dt: Tensor, ragged: Ragged, past: SSMState | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The convolution's padded window, its activated output, and padded dt."""
+        chunk = _chunk(ragged)
+        length = -(-ragged.max_len // chunk) * chunk
         window = ragged.pad(xbc, length, self.d_conv - 1)
         if past is not None:
             window[:, : self.d_conv - 1] = past.conv
-        return z, window, conv_silu(window, self.conv_weight, self.conv_bias), ragged.pad(self._dt(dt), length)
+        return window, conv_silu(window, self.conv_weight, self.conv_bias), ragged.pad(dt, length)
+
+    def _run(self, xbc: Tensor, dt: Tensor, ragged: Ragged, past: SSMState | None = None) -> tuple[Tensor, SSMState]:
+        """Convolution and recurrence over padded views: y [T, H, P] with its skip, and the state left."""
+        window, xbc, dt = self._convolve(xbc, dt, ragged, past)
+        shape = (self.kv_heads, self.head_dim, self.d_state)
+        y, state = ssd_parallel(xbc, dt, self._rates(), self.D, shape, _chunk(ragged))
+        if past is not None:
+            more, kept = ssd_carry(self._split(xbc)[2], dt, self._rates(), past.ssm)
+            y, state = y + more, state + kept
+        # The window begins W - 1 tokens early, so its rows len .. len + W - 2 are the last W - 1 inputs.
+        rows = ragged.lens[:, None] + torch.arange(self.d_conv - 1, device=dt.device)
+        conv = window.gather(1, rows[..., None].expand(-1, -1, window.shape[-1]))
+        return ragged.unpad(y), SSMState(conv, state)
 
     def prefill(self, u: Tensor, ragged: Ragged, past: SSMState | None = None) -> tuple[Tensor, SSMState]:
         """Parallel form: u [T, D] to the mixer's output [T, D] and the state after each sequence's last token.
         ``past``: the state before its first one, where that is not the beginning.
         """
-        z, window, xbc, dt = self._inputs(u, ragged, past)
-        shape = (self.kv_heads, self.head_dim, self.d_state)
-        y, state = ssd_parallel(xbc, dt, self._rates(), self.D, shape)
-        if past is not None:
-            more, kept = ssd_carry(self._split(xbc)[2], dt, self._rates(), past.ssm)
-            y, state = y + more, state + kept
-        out = self._finish(ragged.unpad(y).to(u.dtype), z)
-        # The window begins W - 1 tokens early, so its rows len .. len + W - 2 are the last W - 1 inputs.
-        rows = ragged.lens[:, None] + torch.arange(self.d_conv - 1, device=u.device)
-        conv = window.gather(1, rows[..., None].expand(-1, -1, window.shape[-1]))
-        return out, SSMState(conv, state)
+        z, xbc, dt = self._inputs(u)
+        if (alike := ragged.alike) is None:
+            y, state = self._run(xbc, dt, ragged, past)
+        else:
+            parts = [self._run(*part) for part in zip(*alike.split(xbc, dt), alike.parts, strict=True)]
+            y = torch.cat([part[0] for part in parts])[alike.back]
+            conv, ssm = (torch.cat([getattr(part[1], name) for part in parts]) for name in ("conv", "ssm"))
+            state = SSMState(alike.by_sequence(conv), alike.by_sequence(ssm))
+        return self._finish(y.to(u.dtype), z), state
 
     def forward(self, u: Tensor, ragged: Ragged) -> Tensor:
         """Parallel form: u [T, D] to [T, D]."""
@@ -137,7 +160,8 @@ class Mamba(nn.Module):
 
         Rows past a sequence's end are zero.
         """
-        _, _, xbc, dt = self._inputs(u, ragged)
+        _, xbc, dt = self._inputs(u)
+        _, xbc, dt = self._convolve(xbc, dt, ragged)
         length = ragged.max_len
         _, b, c = self._split(xbc[:, :length])
         rows = torch.arange(length, device=u.device) if rows is None else rows

@@ -35,12 +35,24 @@ def _cut(lens: Sequence[int]) -> Iterator[tuple[int, int]]:
 @dataclass(frozen=True, slots=True)
 class Alike:
     """The sequences of a Ragged by length, the longest first, in ``parts``, without those of no token. order, back: [T]
-    where their tokens are taken from, and where those of the Ragged then lie.
+    where their tokens are taken from, and where those of the Ragged then lie. sequences: [n] which ones they are, those
+    of no token last.
     """
 
     order: Tensor
     back: Tensor
     parts: tuple[Ragged, ...]
+    sequences: Tensor
+
+    def split(self, *values: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Of each of ``values`` [T, ...] every part's tokens."""
+        sizes = [part.total for part in self.parts]
+        return (value[self.order].split_with_sizes(sizes) for value in values)
+
+    def by_sequence(self, found: Tensor) -> Tensor:
+        """What the parts' sequences have, one after the other, by sequence of the Ragged; zeros for no token."""
+        out = found.new_zeros(len(self.sequences), *found.shape[1:])
+        return out.index_copy(0, self.sequences[: len(found)], found)
 
 
 class Ragged:
@@ -92,7 +104,7 @@ class Ragged:
         at = first + torch.arange(self.total, device=lens.device)
         back = torch.empty_like(at)
         back[at] = torch.arange(self.total, device=lens.device)
-        return Alike(at, back, tuple(Ragged(lens[a:b], known[a:b]) for a, b in _cut(known)))
+        return Alike(at, back, tuple(Ragged(lens[a:b], known[a:b]) for a, b in _cut(known)), order)
 
     def _flat(self, length: int, before: int = 0) -> Tensor:
         """[T] where each token lies in a padded view of ``length`` positions, the first ``before`` of them empty."""

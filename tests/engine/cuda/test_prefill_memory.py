@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import sys
-import weakref
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
 from triton.runtime.jit import KernelInterface
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+from holding import LENGTHS, SPECS, Held
 from toy_models import random_model
 
 from thinkfast.engine.cuda import prefill
@@ -27,57 +24,10 @@ from thinkfast.engine.cuda.runner import CudaRunner
 from thinkfast.kernels.triton import gated, norm, rounding, ssd, swiglu
 from thinkfast.models.attention import Attention
 from thinkfast.models.fp8 import Fp8Linear, in_fp8
-from thinkfast.models.spec import ModelSpec
 
 # The interpreter turns arrays of one element into numbers, of which numpy 2.3 warns.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 F32 = torch.float32
-# Of Llama-3.2's proportions, the 1B's and the 3B's, and one in which attention is wider than anything else.
-SMALL = ModelSpec(48, 64, 4, 1, 16, 256, ("attention",) * 4, tie_embeddings=False, max_positions=1024)
-SPECS = {
-    "1b": SMALL,
-    "3b": replace(SMALL, d_model=96, n_heads=6, n_kv_heads=2),
-    "wide heads": replace(SMALL, n_heads=16, n_kv_heads=4, d_ff=64),
-}
-SPECS |= {
-    f"{name} {kind}": SPECS[name].as_student(keep, 16)
-    for name in SPECS
-    for kind, keep in (("hybrid", (1,)), ("pure", ()))
-}
-LENGTHS = {"alike": [250] * 4, "ragged": [400, 250, *[2] * 175], "one": [1000], "uneven": [400, *[150] * 4]}
-
-
-def storages(values: Any) -> list[torch.UntypedStorage]:
-    """Of the tensors among an operation's arguments, or its results."""
-    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
-
-
-class Held(TorchDispatchMode):
-    """The most bytes of tensors that were there at once, of those made under it. A storage counts as long as a tensor
-    on it is known, views of what was there before not at all.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.most = 0
-        self._sizes: dict[int, int] = {}
-        self._users: Counter[int] = Counter()
-
-    def _left(self, storage: int) -> None:
-        self._users[storage] -= 1
-        if not self._users[storage]:
-            del self._users[storage], self._sizes[storage]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {storage._cdata for storage in storages((args, kwargs))} - self._sizes.keys()
-        out = func(*args, **(kwargs or {}))
-        for value in tree_leaves(out):
-            if isinstance(value, torch.Tensor) and (place := value.untyped_storage()._cdata) not in before:
-                self._sizes[place] = value.untyped_storage().nbytes()
-                self._users[place] += 1
-                weakref.finalize(value, self._left, place)
-        self.most = max(self.most, sum(self._sizes.values()))
-        return out
 
 
 class Unlaunched:
