@@ -114,6 +114,27 @@ def test_ctrl_c_in_a_real_process_exits_130(tmp_path: Path) -> None:
     assert "Traceback" not in stderr
 
 
+def test_sigterm_ends_a_verb_in_order_and_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "verbs").mkdir()
+    (tmp_path / "verbs" / "__init__.py").write_text("")
+    wait = "try:\n        print('on', flush=True); time.sleep(60)\n    finally:\n        print('cleared', flush=True)"
+    body = VERB.format(name="sleep", order=1).replace('print("done", count)', wait)
+    (tmp_path / "verbs" / "sleep.py").write_text(body)
+    code = "import verbs; from thinkfast import cli; cli.build_app.__defaults__ = (verbs,); cli.main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "sleep", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "on\n"
+    process.terminate()
+    assert process.communicate(timeout=20) == ("cleared\n", "")
+    assert process.returncode == 143
+
+
 def test_the_script_answers_version_and_bad_verbs() -> None:
     done = subprocess.run([SCRIPT, "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "thinkfast 0.1.0\n")

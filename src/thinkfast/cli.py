@@ -1,7 +1,8 @@
 """The `thinkfast` command: finds the verbs, turns errors into messages and exit codes.
 
 Why one file per verb elsewhere: a verb can be added without touching this file, and `--help` stays fast because
-nothing heavy is imported before a verb runs. Exit codes: 0 done, 2 a mistake that the message explains, 130 Ctrl-C.
+nothing heavy is imported before a verb runs. Exit codes: 0 done, 2 a mistake that the message explains, 130 Ctrl-C,
+143 SIGTERM.
 
     thinkfast --help
 """
@@ -11,8 +12,9 @@ from __future__ import annotations
 import errno
 import importlib
 import pkgutil
+import signal
 import sys
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -78,10 +80,18 @@ def build_app(package: ModuleType = commands) -> typer.Typer:
 
 def main() -> None:
     """Entry point of the `thinkfast` script."""
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         build_app()()
     except KeyboardInterrupt:  # while the verbs were being imported
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _terminate(number: int, _: FrameType | None) -> None:
+    """End in order, so that what a verb holds beside files (worker processes, their semaphores) goes with it."""
+    signal.signal(number, signal.SIG_DFL)  # a second one ends it wherever it is
+    sys.exit(128 + number)
 
 
 def _print_version(wanted: bool) -> None:

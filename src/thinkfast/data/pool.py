@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 
 from thinkfast.data.procedural import SEED, generate
 from thinkfast.data.prompts import prompt_tokens
+from thinkfast.data.workers import map_in_workers
 from thinkfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -120,8 +119,7 @@ class Pool:
         ]
         if workers <= 1:
             return join(map(_chunk, jobs))
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as executor:
-            return join(executor.map(_chunk, jobs))
+        return join(map_in_workers(_chunk, jobs, workers))
 
     def save(self, path: str | Path) -> None:
         """Write one .npz file, whole or not at all."""
