@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinkfast import yaml12
-from thinkfast.config import from_dict, load_config, save_resolved, to_dict, to_yaml
-from thinkfast.errors import ConfigError
+from thinkfast.config import claim, from_dict, load_config, save_resolved, to_dict, to_yaml
+from thinkfast.errors import ConfigError, OutputError
 
 
 class Loss(enum.StrEnum):
@@ -179,3 +179,29 @@ def test_yaml12_scalars(text: str, value: Any) -> None:
     parsed = yaml12.parse(text)
     assert parsed == value
     assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"align": Stage(tokens=9), "clip": None}, "align.tokens was 7 and is 9, clip was 1.0 and is None"),
+        ({"stages": (Stage(), Stage(tokens=5))}, "stages.1.tokens was 1000 and is 5"),
+        ({"stages": (Stage(),)}, "stages was 2 of them and is 1 of them"),
+        ({"keep": (1, 3), "gates": {"a": 1.0}}, "keep was None and is 1, 3, gates.a was None and is 1.0"),
+        (
+            {"name": "y", "align": Stage(9), "mode": "pure", "keep": (2,), "shuffle": False, "clip": 2.0, "stages": ()},
+            (
+                "name was x and is y, align.tokens was 7 and is 9, stages was 2 of them and is [], keep was None and "
+                "is 2, mode was hybrid and is pure, shuffle was True and is False, 1 more"
+            ),
+        ),
+    ],
+)
+def test_another_config_is_refused_by_what_differs(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    begun = Recipe("x", stages=(Stage(), Stage()))
+    for _ in range(2):
+        claim(begun, tmp_path / "out", "run.yaml", "another run")
+    with pytest.raises(OutputError) as refused:
+        claim(replace(begun, **changes), tmp_path / "out", "run.yaml", "another run")
+    assert refused.value.message == f"{tmp_path / 'out'} holds another run: {named}"
+    assert (tmp_path / "out" / "run.yaml").read_text() == to_yaml(begun)

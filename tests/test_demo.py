@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from thinkfast.demo import DemoConfig, demo_recipe, run_demo
+from thinkfast.config import to_yaml
+from thinkfast.demo import QUICK, DemoConfig, demo_recipe, run_demo
 from thinkfast.errors import OutputError
 
 SMALL = "DemoConfig(share=0.004, problems=3, n=2, seconds=1000.0, gates=False, bench_batch=4, bench_tokens=12)"
@@ -75,9 +77,9 @@ def test_killed_demo_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
 
 
 def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "demo.yaml").write_text("share: 1.0\n")
-    with pytest.raises(OutputError, match="other settings"):
-        run_demo(DemoConfig(seed=5), tmp_path, Console(quiet=True))
+    (tmp_path / "demo.yaml").write_text(to_yaml(QUICK))
+    with pytest.raises(OutputError, match=r"demo with other settings: seed was 0 and is 3\n"):
+        run_demo(replace(QUICK, seed=3), tmp_path, Console(quiet=True))
 
 
 @pytest.mark.parametrize("keep", [(3,), ()])

@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from thinkfast import yaml12
-from thinkfast.errors import ConfigError
-from thinkfast.files import atomic_write
+from thinkfast.errors import ConfigError, OutputError
+from thinkfast.files import atomic_write, require_output_dir
 from thinkfast.typed import OverrideText, from_dict, shown
 
 C = TypeVar("C")
 SAVED_NAME = "config.yaml"
+MOST_DIFFERENCES = 6  # that a refusal names: two recipes may have nothing in common
 
 
 def load_config(cls: type[C], path: str | Path | None = None, overrides: Iterable[str] = ()) -> C:
@@ -77,6 +78,47 @@ def save_resolved(config: Any, folder: str | Path) -> Path:
     path = Path(folder) / SAVED_NAME
     atomic_write(path, to_yaml(config))
     return path
+
+
+def claim(config: Any, folder: Path, marker: str, what: str) -> None:
+    """Make `folder` the place of a run of `config`, saved in it as `marker`, or find that it is.
+
+    Errors: OutputError where it holds something else, or `what`, a run that differs; the message says in what.
+    """
+    if not require_output_dir(folder, marker, to_yaml(config)):
+        return
+    there, here = read_yaml(folder / marker), yaml12.parse(to_yaml(config))
+    found = [f"{key} was {_brief(old)} and is {_brief(new)}" for key, old, new in _differences(there, here, "")]
+    if found:
+        more = [f"{len(found) - MOST_DIFFERENCES} more"] if len(found) > MOST_DIFFERENCES else []
+        raise OutputError(
+            f"{folder} holds {what}: {', '.join([*found[:MOST_DIFFERENCES], *more])}",
+            remedy="choose another --out, or run it as it was begun",
+        )
+
+
+def _differences(there: Any, here: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
+    """(key, old, new) of what differs; a key is dotted, as an override would write it."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        parts = [(key, there.get(key), here.get(key)) for key in dict.fromkeys([*there, *here])]
+    elif _of_mappings(there) and _of_mappings(here) and len(there) == len(here):
+        parts = list(zip(map(str, range(len(here))), there, here, strict=True))
+    else:
+        if there != here:
+            yield where, there, here
+        return
+    for key, old, new in parts:
+        yield from _differences(old, new, f"{where}.{key}" if where else str(key))
+
+
+def _of_mappings(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(each, dict) for each in value)
+
+
+def _brief(value: Any) -> str:
+    if _of_mappings(value):
+        return f"{len(value)} of them"
+    return ", ".join(map(str, value)) if isinstance(value, list) and value else str(value)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

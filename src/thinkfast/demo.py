@@ -20,10 +20,10 @@ from typing import Any
 
 from rich.console import Console
 
-from thinkfast.config import to_yaml
+from thinkfast.config import claim
 from thinkfast.distill.recipe import DataConfig, Recipe, StageConfig
-from thinkfast.errors import InputError, OutputError
-from thinkfast.files import atomic_path, atomic_write, require_output_dir
+from thinkfast.errors import InputError
+from thinkfast.files import atomic_path, atomic_write
 
 MARKER = "demo.yaml"
 LEVELS = (3, 4, 5)
@@ -99,11 +99,7 @@ def run_demo(config: DemoConfig, out: Path, console: Console, command: str = "th
     misses its gate.
     """
     config.validate()
-    text = to_yaml(config)
-    if require_output_dir(out, MARKER, text) and (out / MARKER).read_text() != text:
-        raise OutputError(
-            f"{out} holds a demo with other settings", remedy="choose another --out, or run it as it was begun"
-        )
+    claim(config, out, MARKER, "a demo with other settings")
     import torch
 
     from thinkfast.commands._evalview import EvalView, print_result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -157,8 +158,11 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe: Recipe, tmp_path: 
     out = tmp_path / "out"
     run_recipe(recipe, out)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    with pytest.raises(OutputError, match="another recipe"):
-        run_recipe(replace(recipe, seed=1), out)
+    longer = replace(recipe, seed=1, stages=(stage("orient", 3), *recipe.stages[1:]))
+    named = r"out holds a run of another recipe: stages\.0\.tokens was 512\.0 and is 768\.0, seed was 0 and is 1$"
+    with pytest.raises(OutputError) as refused:
+        run_recipe(longer, out)
+    assert re.search(named, refused.value.message)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from thinkfast.config import to_yaml
+from thinkfast.config import claim, to_yaml
 from thinkfast.data.corpus import Corpus
 from thinkfast.data.pool import Pool
 from thinkfast.data.problems import load_problems
@@ -28,7 +28,7 @@ from thinkfast.distill.recipe import Recipe, StageConfig
 from thinkfast.distill.stages import Stage, make_stage
 from thinkfast.distill.trainer import OnStep, save_state, train_stage
 from thinkfast.errors import ConfigError, OutputError
-from thinkfast.files import TEMP_PREFIX, atomic_dir, atomic_path, atomic_write, require_output_dir
+from thinkfast.files import TEMP_PREFIX, atomic_dir, atomic_path, atomic_write
 from thinkfast.models.checkpoint import save_checkpoint
 from thinkfast.models.decoder import Decoder, init_weights
 from thinkfast.models.loading import ASSETS, Loaded, load_model, require_device
@@ -80,8 +80,7 @@ def run_recipe(
     # The teacher and the plan before the claim: a recipe that cannot run leaves no folder behind.
     teacher = None if recipe.new_teacher is not None else load_model(recipe.teacher, device=device)
     plan = None if teacher is None else _plan(recipe, teacher)
-    if require_output_dir(out, MARKER, text) and (out / MARKER).read_text() != text:
-        raise OutputError(f"{out} belongs to another recipe", remedy="choose another --out, or use that recipe again")
+    claim(recipe, out, MARKER, "a run of another recipe")
     if teacher is not None:
         _same_teacher(out / "teacher.sha256", teacher)
     return _Run(recipe, teacher, plan, out, torch.device(device), threads, on_step, on_gate).go()

@@ -1,4 +1,4 @@
-"""What an evaluation runs: its config, the systems it names, and its claim on an output folder.
+"""What an evaluation runs: its config and the systems it names.
 
 Usage: ``EvalConfig(models=("tiny", "mine=runs/d/model"), problems="tiny_test", limit=20, n=8, seconds=60)``.
 """
@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from thinkfast import yaml12
-from thinkfast.config import read_yaml, to_yaml
 from thinkfast.data.prompts import Style
 from thinkfast.engine.request import SamplingParams
-from thinkfast.errors import InputError, OutputError
-from thinkfast.files import require_output_dir
+from thinkfast.errors import InputError
 from thinkfast.judge.voters import find_voter
 
 MARKER = "eval.yaml"
@@ -104,29 +101,3 @@ def system_list(models: Sequence[str]) -> list[System]:
             f"two systems are called {twice!r}", remedy=f"label them: --model {twice}=PATH --model other=PATH"
         )
     return systems
-
-
-def claim(config: EvalConfig, out: Path) -> None:
-    """Make `out` this evaluation's folder, or find that it is.
-
-    Errors: OutputError where it holds something else, or an evaluation that differs; the message says in what.
-    """
-    if not require_output_dir(out, MARKER, to_yaml(config)):
-        return
-    there, here = read_yaml(out / MARKER), yaml12.parse(to_yaml(config))
-    changed = [f"{key} was {_shown(old)} and is {_shown(new)}" for key, old, new in _differences(there, here)]
-    if changed:
-        raise OutputError(
-            f"{out} holds an evaluation with another config: {', '.join(changed)}",
-            remedy="choose another --out, or run it as it was begun",
-        )
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    for key in dict.fromkeys([*there, *here]):
-        if there.get(key) != here.get(key):
-            yield key, there.get(key), here.get(key)
-
-
-def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

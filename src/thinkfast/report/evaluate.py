@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from thinkfast.config import to_dict
+from thinkfast.config import claim, to_dict
 from thinkfast.data.problems import Problem, load_problems
 from thinkfast.engine.plan import MemoryPlan
 from thinkfast.errors import InputError, ProblemError, ThinkfastError
@@ -30,7 +30,7 @@ from thinkfast.judge.answer import Equivalence, canonical_key
 from thinkfast.judge.checker import Checker
 from thinkfast.models.loading import find_model, read_spec
 from thinkfast.models.spec import ModelSpec
-from thinkfast.report.evalconfig import EvalConfig, System, claim, system_list
+from thinkfast.report.evalconfig import MARKER, EvalConfig, System, system_list
 from thinkfast.report.samples import SAMPLES, Row, SampleLog
 from thinkfast.report.systemrun import Start, SystemRecord, SystemRun
 
@@ -80,7 +80,7 @@ def evaluate(
     specs = [read_spec(find_model(system.model)) for system in systems]
     problems = gradable(load_problems(config.problems, config.limit, config.problem_seed))
     before = set(out.iterdir()) if out.is_dir() else None
-    claim(config, out)
+    claim(config, out, MARKER, "an evaluation with another config")
     try:
         return _evaluate(config, systems, specs, problems, out, on_load, on_plan, on_start, on_chain, checker)
     except ThinkfastError:
