@@ -208,7 +208,7 @@ def _distill(recipes: dict[str, Recipe], out: Path, console: Console) -> None:
 
     jobs = [(recipe, out / name) for name, recipe in recipes.items()]
     with DistillView(recipes, console) as view:
-        run_parallel(jobs, on_step=view.step, on_gate=view.gate)
+        run_parallel(jobs, on_step=view.step, on_gate=view.gate, on_note=view.note)
 
 
 def _bench(out: Path, students: list[str], config: DemoConfig) -> dict[str, Any]:

@@ -25,11 +25,14 @@ def test_parallel_equals_alone_and_reports_by_name(tmp_path: Path) -> None:
     jobs = [(recipe("a", (3,)), tmp_path / "a"), (recipe("b", ()), tmp_path / "b")]
     seen: list[tuple[str, int]] = []
     gates: list[str] = []
+    notes: list[tuple[str, str]] = []
     results = run_parallel(
         jobs,
         on_step=lambda name, event: seen.append((name, event.step)),
         on_gate=lambda name, gate: gates.append(name),
+        on_note=lambda name, text: notes.append((name, text)),
     )
+    assert {name for name, text in notes if text.startswith("making pool.npz")} == {"a", "b"}
     assert [r.name for r in results] == ["a", "b"]
     assert sorted(gates) == ["a", "b"]
     assert {name: [s for n, s in seen if n == name] for name in "ab"} == {"a": [1, 2], "b": [1, 2]}

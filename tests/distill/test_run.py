@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from thinkfast.data.problems import Problem
 from thinkfast.distill.gates import generated_accuracy
 from thinkfast.distill.recipe import DataConfig, Recipe, StageConfig, TeacherConfig
 from thinkfast.distill.run import run_recipe
+from thinkfast.distill.trainer import StepEvent
 from thinkfast.errors import ConfigError, GateError, ModelError, OutputError, ProblemError, ThinkfastError
 from thinkfast.models.checkpoint import save_checkpoint
 from thinkfast.models.loading import ASSETS, load_model
@@ -152,6 +154,31 @@ def test_killed_between_stages_gives_the_same_weights(
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     first, second = ((r.model_dir / "model.safetensors").read_bytes() for r in (whole, resumed))
     assert first == second
+
+
+def test_a_run_tells_of_its_pools_and_of_where_it_goes_on(recipe: Recipe, tmp_path: Path) -> None:
+    def stop(event: StepEvent) -> None:
+        if (event.stage, event.step) == at:
+            raise KeyboardInterrupt
+
+    def told(**callbacks: Any) -> list[str]:
+        notes: list[str] = []
+        with suppress(KeyboardInterrupt):
+            run_recipe(replace(recipe, save_every=0.0), tmp_path / "out", on_note=notes.append, **callbacks)
+        return notes
+
+    at = ("orient", 2)
+    made = told(on_step=stop)
+    assert [re.sub(r"\d+ s$", "N s", note) for note in made] == [
+        "making pool.npz: 24 examples of tiny_train",
+        "pool.npz is made: 24 examples in N s",
+        "making held_out.npz: 128 examples of tiny_val",
+        "held_out.npz is made: 128 examples in N s",
+    ]
+    at = ("align", 1)
+    assert told(on_step=stop) == ["going on with orient after 1 of 2 steps"]
+    assert told() == ["going on with align after 0 of 2 steps"]  # imitate, which it comes to itself, is not told
+    assert told() == []
 
 
 def test_another_recipe_in_the_same_folder_is_refused(recipe: Recipe, tmp_path: Path) -> None:

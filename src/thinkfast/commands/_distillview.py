@@ -1,20 +1,27 @@
 """What a distillation shows in the terminal: its plan, a progress bar a student, and each gate's figure.
 
+Where no terminal shows the bars move, a line now and then says as much.
+
 Usage: ``with DistillView({"pure": recipe}, console) as view: run_recipe(..., on_step=partial(view.step, "pure"))``.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from thinkfast.distill.gates import GateResult
 from thinkfast.distill.recipe import Recipe
 from thinkfast.distill.trainer import StepEvent
+from thinkfast.report.wording import seconds_text
+
+EVERY = 30.0  # seconds between a student's lines where no terminal shows its bar move
 
 
 def print_plan(recipe: Recipe, console: Console) -> None:
@@ -59,6 +66,8 @@ class DistillView:
             name: self._bar.add_task(name.ljust(width), total=total, stage="starting", shown="")
             for name, total in self._totals.items()
         }
+        self._said = dict.fromkeys(recipes, time.monotonic())
+        self._first: dict[tuple[str, str], int] = {}  # the step at which this process came to a student's stage
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -75,6 +84,17 @@ class DistillView:
         shown = f"step {event.step}/{event.steps}  loss {event.loss:.4f}"
         done = self._before[name][event.stage] + event.step
         self._bar.update(self._tasks[name], completed=done, stage=event.stage, shown=shown)
+        first = self._first.setdefault((name, event.stage), event.step - 1)
+        now = time.monotonic()
+        if not self._bar.console.is_terminal and now - self._said[name] >= EVERY:
+            self._said[name] = now
+            left = event.seconds / (event.step - first) * (event.steps - event.step)
+            at = f"step {event.step:,} of {event.steps:,}, loss {event.loss:.4f}"
+            self.note(name, f"{event.stage}, {at}, about {seconds_text(left)} left of this stage")
+
+    def note(self, name: str, text: str) -> None:
+        """What a student's run is about, in words."""
+        self._bar.console.print(Text(f"  {name}: {text}", style="dim"))
 
     def gate(self, name: str, gate: GateResult) -> None:
         """A stage has been measured."""

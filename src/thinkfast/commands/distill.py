@@ -55,5 +55,6 @@ def run(
             device=device,
             on_step=lambda event: view.step(config.name, event),
             on_gate=lambda gate: view.gate(config.name, gate),
+            on_note=lambda text: view.note(config.name, text),
         )
     console.print(f"model: {result.model_dir}\nresults: {folder / 'results.json'}")

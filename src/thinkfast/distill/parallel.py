@@ -35,6 +35,7 @@ def run_parallel(
     *,
     on_step: Callable[[str, StepEvent], None] | None = None,
     on_gate: Callable[[str, GateResult], None] | None = None,
+    on_note: Callable[[str, str], None] | None = None,
 ) -> list[RunResult]:
     """``run_recipe`` on every job, on the CPU, all at once; on as many cores as torch has threads.
 
@@ -55,12 +56,17 @@ def run_parallel(
             with lock:
                 on_gate(name, result)
 
+    def note(name: str, text: str) -> None:
+        if on_note is not None:
+            with lock:
+                on_note(name, text)
+
     with part_threads(torch.get_num_threads()) as threads, ThreadPoolExecutor(len(jobs), "run") as runs:
         futures: list[Future[RunResult]] = []
         try:
             for recipe, out in jobs:
-                on_one = partial(step, recipe.name), partial(gate, recipe.name)
-                run = partial(run_recipe, threads=threads, on_step=on_one[0], on_gate=on_one[1])
+                on_step_, on_gate_, on_note_ = (partial(each, recipe.name) for each in (step, gate, note))
+                run = partial(run_recipe, threads=threads, on_step=on_step_, on_gate=on_gate_, on_note=on_note_)
                 futures.append(runs.submit(run, recipe, out))
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class RunResult:
 
 
 OnGate = Callable[[GateResult], None]
+OnNote = Callable[[str], None]  # what a run is about where it takes no steps, in words
 
 
 def run_recipe(
@@ -64,10 +66,12 @@ def run_recipe(
     threads: Executor | None = None,
     on_step: OnStep | None = None,
     on_gate: OnGate | None = None,
+    on_note: OnNote | None = None,
 ) -> RunResult:
     """Train or distill as ``recipe`` says, into ``out``; resumes, and returns at once where it is finished.
 
-    The parts of a batch run on ``threads``, by default on threads of its own.
+    The parts of a batch run on ``threads``, by default on threads of its own. ``on_note`` gets words for what takes
+    time without being a step, and for the step that a resumed run goes on from.
 
     Errors: ConfigError for a recipe out of range, OutputError for a folder of another recipe, ModelError for an
     unusable teacher, GateError with the figure where a stage misses its gate.
@@ -83,7 +87,7 @@ def run_recipe(
     claim(recipe, out, MARKER, "a run of another recipe")
     if teacher is not None:
         _same_teacher(out / "teacher.sha256", teacher)
-    return _Run(recipe, teacher, plan, out, torch.device(device), threads, on_step, on_gate).go()
+    return _Run(recipe, teacher, plan, out, torch.device(device), threads, on_step, on_gate, on_note).go()
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -145,9 +149,10 @@ class _Run:
         threads: Executor | None,
         on_step: OnStep | None,
         on_gate: OnGate | None,
+        on_note: OnNote | None,
     ) -> None:
         self.recipe, self.teacher, self.plan, self.out, self.device = recipe, teacher, plan, out, device
-        self.threads, self.on_step, self.on_gate = threads, on_step, on_gate
+        self.threads, self.on_step, self.on_gate, self.on_note = threads, on_step, on_gate, on_note
         self.tokenizer_dir = ASSETS / "tiny" if self.teacher is None else self.teacher.path
         self.pool = self._pool("pool.npz", recipe.data.problems, recipe.data.pool)
         self.held_out = self._pool("held_out.npz", recipe.data.held_out, HELD_OUT_EXAMPLES)
@@ -156,6 +161,8 @@ class _Run:
         path = self.out / name
         if path.is_file():
             return Pool.load(path)
+        self._note(f"making {name}: {count:,} examples of {problems}")
+        began = time.monotonic()
         name_of_set, _, level = problems.partition(":")
         if name_of_set.startswith("tiny_"):
             load_problems(problems, 1)  # refuses a split or a level that there is not
@@ -169,7 +176,16 @@ class _Run:
             pool = Pool.texts(pairs, Tokenizer.from_dir(self.tokenizer_dir))
         with atomic_path(path) as temp:
             pool.save(temp)
+        self._note(f"{name} is made: {len(pool):,} examples in {time.monotonic() - began:.0f} s")
         return pool
+
+    def _note(self, text: str) -> None:
+        if self.on_note is not None:
+            self.on_note(text)
+
+    def _begin(self, config: StageConfig, resumed: bool, done: int) -> None:
+        if resumed or done:
+            self._note(f"going on with {config.name} after {done:,} of {config.steps:,} steps")
 
     def _corpus(self, config: StageConfig, stage: int) -> Corpus:
         data = self.recipe.data
@@ -223,6 +239,7 @@ class _Run:
                 (folder / f"{config.name}.pt").unlink(missing_ok=True)
                 continue
             self._go_on_from(previous, student)
+            begin = partial(self._begin, config, previous is not None)
             previous = None
             began = time.monotonic()
             stage = make_stage(config, student, None if self.teacher is None else self.teacher.model)
@@ -235,6 +252,7 @@ class _Run:
                 bf16=self.recipe.bf16,
                 parts=self.recipe.parts,
                 threads=self.threads,
+                on_begin=begin,
                 on_step=self.on_step,
             )
             result = self._measure(config, stage, student)

@@ -34,6 +34,7 @@ from thinkfast.files import atomic_path, output_errors
 from thinkfast.jsonl import JsonlLog
 
 OnStep = Callable[["StepEvent"], None]
+OnBegin = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,14 @@ def train_stage(
     bf16: bool = False,
     parts: int = 1,
     threads: Executor | None = None,
+    on_begin: OnBegin | None = None,
     on_step: OnStep | None = None,
 ) -> None:
     """Run ``stage`` on ``module`` to its last step, going on from ``folder`` where an earlier run stopped.
 
     ``bf16`` computes in bfloat16 where autocast deems it safe; weights and optimiser stay in fp32. A batch is
-    computed in ``parts``, as the recipe says, on ``threads`` or threads of its own.
+    computed in ``parts``, as the recipe says, on ``threads`` or threads of its own. ``on_begin`` gets the number of
+    steps that are done already.
     Writes ``<stage>.pt`` (removed by the caller once the run is over) and ``<stage>.losses.jsonl``.
     Errors: GateError with the step where loss or gradient is not finite; OutputError where the folder cannot be
     written, or is being written by another run.
@@ -85,6 +88,8 @@ def train_stage(
     optimiser = Optimiser(parameters, config, fused=device.type == "cuda")
     checkpoint, log_path = folder / f"{config.name}.pt", folder / f"{config.name}.losses.jsonl"
     first = _resume(checkpoint, module, optimiser)
+    if on_begin is not None:
+        on_begin(first)
     log = _LossLog(log_path, first)
     module.train()
     started = last_saved = time.monotonic()
