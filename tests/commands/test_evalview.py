@@ -90,12 +90,16 @@ def test_a_bar_stands_when_the_next_system_begins() -> None:
     assert view._bar.tasks[1].finished
 
 
+@pytest.mark.parametrize(
+    ("total", "said"),
+    [(1728, "smollm2: 386 of 1,728 chains after 5 s\n"), (None, "smollm2: 386 chains so far, after 5 s\n")],
+)
 def test_without_a_terminal_a_line_now_and_then(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    total: int | None, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_evalview, "EVERY", -1.0)
     with EvalView(EvalConfig(("smollm2",), n=8), Console(file=io.StringIO())) as view:
         view.load("smollm2")
-        view.start(Start("smollm2", 160, 0, 0.0, lambda: (4.0, 1200)))
+        view.start(Start("smollm2", total, 385, 0.0, lambda: (4.0, 1200)))
         view.chain(row(5.0))
-    assert capsys.readouterr().err == "smollm2: 1/160 chains, 5 s\n"
+    assert capsys.readouterr().err == said

@@ -110,7 +110,10 @@ class EvalView:
         now = time.monotonic()
         if not self._console.is_terminal and now - self._said > EVERY:
             self._said = now
-            print(f"{row.system}: {self._counted()}, {row.seconds:.0f} s", file=sys.stderr, flush=True)
+            # Not as a table counts them: in a log this must not read like the result that comes further down.
+            whole = self._start.chains if self._start is not None else None
+            chains = f"{self._chains:,} of {whole:,} chains" if whole else f"{self._chains:,} chains so far,"
+            print(f"{row.system}: {chains} after {row.seconds:.0f} s", file=sys.stderr, flush=True)
 
     def _stand(self, ended: bool) -> None:
         """From here on the bar shows what it shows now, and asks its clock no more."""
