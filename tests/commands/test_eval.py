@@ -15,6 +15,7 @@ from thinkfast.models.decoder import Decoder, init_weights
 from thinkfast.models.loading import ASSETS
 from thinkfast.models.spec import ModelSpec
 from thinkfast.models.tokenizer import Tokenizer
+from thinkfast.report.evalconfig import EvalConfig
 from thinkfast.report.samples import SAMPLES, read_rows
 
 
@@ -64,6 +65,11 @@ def test_eval_again_goes_on_from_what_is_there(done: tuple[Path, Result], model:
     assert other.exit_code == 2
     assert "n was 2 and is 3" in other.stderr
     assert "choose another --out" in other.stderr
+
+
+def test_help_says_what_a_kill_loses() -> None:
+    words = " ".join(thinkfast("eval", "--help").output.split())
+    assert f"the last unit that it kept: up to {EvalConfig(('tiny',)).unit} samples of every problem" in words
 
 
 def test_report_draws_from_log_and_results_alone(done: tuple[Path, Result], tmp_path: Path) -> None:
