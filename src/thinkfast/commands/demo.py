@@ -14,8 +14,8 @@ import typer
 ORDER = 10
 RESUMES = "the last stage's checkpoint, or unit of samples, that it has kept"
 EXAMPLES = """
-thinkfast demo                       # about 8 minutes on two cores; open runs/demo/report.html
-thinkfast demo --quick               # the same stages in two minutes; the students learn little
+thinkfast demo                       # 5.5 to 6.5 minutes on two cores; open runs/demo/report.html
+thinkfast demo --quick               # the same stages in about 75 seconds; the students learn little
 thinkfast demo --out /tmp/demo       # another folder; interrupted or killed, the same command goes on
 """
 
