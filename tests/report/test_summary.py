@@ -174,6 +174,16 @@ def test_a_ballot_counts_every_chain_and_shows_the_winning_and_a_right_one() -> 
     assert [row.key for row in ballot.chains[:2]] == ["x", "r"]
 
 
+def test_a_right_answer_of_few_votes_does_not_colour_the_others() -> None:
+    keys = ["u", "u", "v", "v", "w", "w", "x", "x", "y", "y", "a", "r", "b", None]
+    results, log = simple({"t": [[(key, 1.0 + i) for i, key in enumerate(keys)]]})
+    (ballot,) = choose(summarise(results, log).views, problem_list(results))[0].ballots
+    bars = [(bar.answer, bar.count, bar.right) for bar in ballot.bars]
+    assert bars[-2:] == [("r", 1, True), ("others", 3, None)]
+    assert sum(bar.count for bar in ballot.bars if bar.right) == ballot.right == 1
+    assert sum(bar.count for bar in ballot.bars) == ballot.total
+
+
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_the_order_of_rows_in_the_log_does_not_matter(order: tuple[int, ...]) -> None:
     results, rows = simple({"t": [[("r", 1.0), ("x", 2.0), ("x", 3.0)]]})

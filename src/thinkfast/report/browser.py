@@ -24,7 +24,7 @@ CHAINS = 3
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """Votes for one answer (None: no answer; "others" beyond the first few), and whether it is right."""
+    """Votes for one answer (None: no answer; "others" for wrong ones beyond the first few), and whether it is right."""
 
     answer: str | None
     count: int
@@ -119,10 +119,11 @@ def _ballot(view: View, rows: Sequence[Row]) -> Ballot:
     for row in ordered:
         names.setdefault(row.key, row.answer)
     ranked = sorted(counts, key=lambda key: (key is None, -counts[key]))
-    bars = [Bar(names[key], counts[key], key in right_keys if key is not None else None) for key in ranked[:BARS]]
-    if left := sum(counts[key] for key in ranked[BARS:]):
-        some_right = any(key in right_keys for key in ranked[BARS:])
-        bars.append(Bar("others", left, True if some_right else None))
+    # Right answers have bars of their own however few voted for them: among "others" they would colour wrong ones.
+    shown = [*ranked[:BARS], *(key for key in ranked[BARS:] if key in right_keys)]
+    bars = [Bar(names[key], counts[key], key in right_keys if key is not None else None) for key in shown]
+    if left := len(ordered) - sum(bar.count for bar in bars):
+        bars.append(Bar("others", left, None))
     return Ballot(
         view=view,
         vote=vote,
