@@ -242,6 +242,17 @@ def test_a_machine_that_others_use_is_told(
     assert any("something else had 0.9 of" in note for note in found["notes"]) is told
 
 
+@pytest.mark.parametrize(("rate", "told"), [(1e10, False), (1.0, True)])
+def test_a_share_above_the_bound_is_explained(
+    rate: float, told: bool, folders: dict[str, Path], fast_machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_module, "machine_profile", lambda device, dtype: Machine("slow", 1e11, ((1e6, rate),)))
+    one = {"pure": folders["pure"]}
+    found = bench(config(one, against="none", curve=False, prompts=("distinct",), repeats=1))
+    assert (found["throughput"][0]["bound_share"] > 1) is told
+    assert any("above 100% means that the machine was slower" in note for note in found["notes"]) is told
+
+
 def test_a_grid_is_planned_for_the_states_that_take_most() -> None:
     assert BenchConfig().widest_state is None
     assert BenchConfig(states=("fp8",)).widest_state == torch.float8_e4m3fn

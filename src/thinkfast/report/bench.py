@@ -43,6 +43,13 @@ def present(models: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     return tuple(m for m in models if m not in missing), [f"{m} is not there: left out" for m in missing]
 
 
+# What a share above 100 % says, by device.
+ABOVE = {
+    "cpu": "a share above 100% means that the machine was slower while its rates were measured than while the model ran: "
+    "run it again on a quiet machine; or that weights lie packed in bf16, half of what the bound counts",
+    "cuda": "a share above 100% can be right for a student: states are written in every fourth step only, and the bound "
+    "counts a write in each",
+}
 # Processors that others may have before figures are doubted: a system's own chores take a few hundredths.
 _DISTURBED = 0.2
 
@@ -100,6 +107,8 @@ def bench(
             f"something else had {taken:.1f} of {os.cpu_count()} processors meanwhile: run it again on a quiet machine "
             "before you compare these figures"
         )
+    if any((cell["bound_share"] or 0.0) > 1 for cell in run.cells):
+        run.notes.append(ABOVE[device.type])
     return {
         "version": 1,
         "config": to_dict(config),
