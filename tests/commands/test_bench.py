@@ -17,6 +17,7 @@ from thinkfast.models.spec import ModelSpec
 
 TEACHER = ModelSpec(512, 32, 2, 2, 16, 48, ("attention",) * 2, max_positions=512)
 SIZES = ("--batch", "2", "--prompt", "4", "--new", "3", "--new", "6", "--repeats", "1")
+LEGENDS = ("tokens: of a prompt + new ones", "bound: ", "share: ", "first: ", "MiB: ", "planned: ", "mJ/token: ")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,14 @@ def test_bench_shows_tables_and_ends_with_one_line_of_json(models: tuple[Path, P
     assert list(found["engine_vs_transformers"]) == ["big"]
     assert (found["threads"], torch.get_num_threads()) == (1, threads)
     text = "\n".join(lines[:-1])
-    for words in ("Tokens per second", "transformers", "student vs big", "Step time against context", "overtakes"):
+    for words in (
+        "Tokens per second",
+        "transformers",
+        "student vs big",
+        "Step time against context",
+        "overtakes",
+        *LEGENDS,
+    ):
         assert words in text
     assert "student has no transformers baseline" in text
     cost = found["throughput"][0]["cost"]["all"]
@@ -76,7 +84,15 @@ def test_bench_can_leave_baseline_and_curve_out(models: tuple[Path, Path]) -> No
         (["tiny", "--against", "vllm"], "cannot bench against 'vllm'"),
         (["tiny", "--dtype", "int3"], "dtype is 'int3'"),
         (["tiny", "--threads", "0"], "threads is 0"),
-        (["tiny", "--prompt", "4000", "--new", "97"], "max_len is 4097"),
+        (
+            ["tiny", "--prompt", "4000", "--new", "97"],
+            "prompts of 4000 and 97 new.*tiny was made for 4096.*--prompt and --new",
+        ),
+        (
+            ["tiny", "--batch", "10000000"],
+            "does not fit in memory.*remedy: pass --batch [0-9]+ or a smaller --prompt or",
+        ),
+        (["tiny", "tiny"], "remedy: label them: tiny=PATH other=PATH$"),
         (["tiny", "--out", "/proc/bench.json"], "cannot write /proc/"),
         (["tiny", "--out", "/tmp"], "/tmp is a folder"),
     ],

@@ -286,7 +286,7 @@ def test_samples_of_one_prompt_are_prefilled_once(folders: dict[str, Path]) -> N
         ({"models": ()}, "no model"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 10**30}, "seed is 10{30}"),
-        ({"prompt_tokens": (500,), "new_tokens": (13,)}, "max_len is 513"),
+        ({"prompt_tokens": (500,), "new_tokens": (13,)}, "come to 513, and teacher was made for 512 positions"),
     ],
 )
 def test_mistakes_are_explained_before_anything_runs(

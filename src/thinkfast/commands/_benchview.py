@@ -19,6 +19,11 @@ SPEED_COLUMNS = (
     *("model", "engine", "batch", "tokens", "tokens/s", "ms/step", "GB/step", "GFLOP/step", "bound", "share"),
     *("first", "MiB", "planned", "mJ/token"),
 )
+LEGEND = (
+    "tokens: of a prompt + new ones. GB, GFLOP: what a step has to move and to compute. bound: the least ms a step "
+    "takes at the machine's rates; share: bound / (ms/step). first: until every chain has its first token. "
+    "MiB: most that was held; planned: most that may be. mJ/token: energy, where the machine tells it."
+)
 PIPE_WIDTH = 160  # a file or a pipe has no width of its own, and a wrapped table cannot be read
 
 
@@ -27,6 +32,7 @@ def print_bench(found: Mapping[str, Any], console: Console) -> None:
     if not console.is_terminal:
         console.width = max(console.width, PIPE_WIDTH)
     console.print(_speeds([*found["throughput"], *found["one_prompt"]]))
+    console.print(Text(LEGEND, style="dim"))
     if (ratios := bench_table({"bench": found})) is not None:
         console.print(terminal_table(ratios))
     if found["step_curves"]:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from thinkfast.errors import InputError, ThinkfastError
+
 ORDER = 60
 EXAMPLES = """
 thinkfast bench                                    # teacher and students, against transformers; minutes
@@ -21,6 +23,8 @@ thinkfast bench random:llama-3.2-1b random:llama-3.2-1b/pure-d16 --device cuda -
 thinkfast bench tiny mine=runs/pure/model --against none --out bench.json
 thinkfast bench --quick | tail -1 | python -m json.tool            # the last line is JSON
 """
+
+_WORDS = {"max_batch=": "--batch ", "max_batch": "--batch", "max_len": "--prompt or --new", "--model ": ""}
 
 
 def run(
@@ -59,7 +63,6 @@ def run(
     from rich.text import Text
 
     from thinkfast.commands._benchview import print_bench
-    from thinkfast.errors import InputError
     from thinkfast.files import atomic_write, require_file_place
     from thinkfast.models.loading import PRECISIONS
     from thinkfast.report.bench import bench, present
@@ -88,12 +91,12 @@ def run(
         seed=seed,
         **{name: value for name, value in given.items() if value is not None},
     )
-    config.validate()
-    if out is not None:
-        require_file_place(out)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
     try:
+        config.validate()
+        if out is not None:
+            require_file_place(out)
+        torch.set_num_threads(threads or before)
         beside = Console(stderr=True, highlight=False)
 
         def show(name: str, plan: object) -> None:
@@ -101,6 +104,8 @@ def run(
 
         with beside.status("") as status:
             found = bench(config, say=status.update, notes=notes, on_plan=show)
+    except ThinkfastError as error:
+        raise _in_own_words(error) from error
     finally:
         torch.set_num_threads(before)
     line = json.dumps(found)
@@ -108,3 +113,11 @@ def run(
         atomic_write(out, line + "\n")
     print_bench(found, Console(highlight=False, soft_wrap=True))
     print(line)
+
+
+def _in_own_words(error: ThinkfastError) -> ThinkfastError:
+    """The error with a remedy that can be typed here: the engine speaks of its arguments, others have a --model."""
+    remedy = error.remedy
+    for theirs, ours in _WORDS.items():
+        remedy = remedy.replace(theirs, ours)
+    return type(error)(error.message, remedy=remedy)

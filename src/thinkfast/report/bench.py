@@ -21,6 +21,7 @@ import torch
 from thinkfast.config import to_dict
 from thinkfast.engine.plan import MemoryPlan
 from thinkfast.engine.runners import captured, fitted, plan_for
+from thinkfast.errors import InputError
 from thinkfast.models.loading import ASSETS, EMBEDDED, PRECISIONS, Loaded, load_as, require_device
 from thinkfast.provenance import provenance
 from thinkfast.report.benchconfig import STATES, BenchConfig, Case, RatioKind, State
@@ -45,10 +46,10 @@ def present(models: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
 
 # What a share above 100 % says, by device.
 ABOVE = {
-    "cpu": "a share above 100% means that the machine was slower while its rates were measured than while the model ran: "
-    "run it again on a quiet machine; or that weights lie packed in bf16, half of what the bound counts",
-    "cuda": "a share above 100% can be right for a student: states are written in every fourth step only, and the bound "
-    "counts a write in each",
+    "cpu": "a share above 100% means that the machine was slower while its rates were measured than while the model "
+    "ran: run it again on a quiet machine; or that weights lie packed in bf16, half of what the bound counts",
+    "cuda": "a share above 100% can be right for a student: states are written in every fourth step only, and the "
+    "bound counts a write in each",
 }
 # Processors that others may have before figures are doubted: a system's own chores take a few hundredths.
 _DISTURBED = 0.2
@@ -87,6 +88,13 @@ def bench(
     config.validate()
     dtype, device = PRECISIONS[config.dtype], require_device(config.device)
     loaded = {s.name: fitted(load_as(s.model, config.dtype, device)) for s in system_list(config.models)}
+    for name, one in loaded.items():
+        if one.spec.n_attention and config.longest > one.spec.max_positions:
+            raise InputError(
+                f"prompts of {max(config.prompt_tokens)} and {max(config.new_tokens)} new tokens come to "
+                f"{config.longest}, and {name} was made for {one.spec.max_positions} positions",
+                remedy=f"pass --prompt and --new that come to {one.spec.max_positions} or less",
+            )
     say = say or (lambda text: None)
     largest = max(config.batches), config.longest, config.widest_state
     plans = {name: plan_for(one.model, *largest) for name, one in loaded.items()}
