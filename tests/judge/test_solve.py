@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,8 @@ from thinkfast.judge.run import READING, Play
 from thinkfast.judge.solve import solve, solve_many, stream
 from thinkfast.judge.source import Live
 from thinkfast.judge.tally import Ballot, Tally, read
+from thinkfast.kernels.cpu import build
+from thinkfast.kernels.cpu.build import SWITCH
 from thinkfast.models.loading import load_model
 
 CARDS = (
@@ -282,6 +285,21 @@ def test_loading_counts_and_may_use_up_the_time() -> None:
     assert (found.answer, found.status, found.chains) == (None, "deadline", ())
     assert found.note.startswith("loading the model took ")
     assert found.seconds > 1e-3
+
+
+def test_where_the_step_is_compiled_first_the_note_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("THINKFAST_CACHE", str(tmp_path))
+    monkeypatch.setenv("CC", "true")  # a compiler, and quick
+    monkeypatch.delenv(SWITCH, raising=False)
+    build._load.cache_clear()
+    try:
+        found = solve(CARDS, seconds=1e-6, model="tiny")
+    finally:
+        build._load.cache_clear()
+    assert found.note.startswith("loading the model and compiling its step for this machine, once, took ")
+    assert capsys.readouterr().err == "thinkfast: compiling the decode step for this machine, once\n"
 
 
 def test_where_and_in_what_a_named_model_is_loaded(llm: LLM) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from thinkfast.engine.pages import Ints, PageTable
 from thinkfast.engine.rng import uniform
 from thinkfast.engine.sampler import Draw, RowParams
-from thinkfast.kernels.cpu.build import Sizes, load_library
+from thinkfast.kernels.cpu.build import Sizes, awaits_compiler, load_library
 from thinkfast.kernels.cpu.native import CDraw, CLayer, CMatrix, CStep, Packed, pack, pack_gated, trim
 from thinkfast.models.attention import Attention
 from thinkfast.models.decoder import Block, Decoder
@@ -31,10 +31,21 @@ from thinkfast.models.spec import ModelSpec
 
 def native_library(spec: ModelSpec, page: int, dtype: torch.dtype, device: torch.device) -> ctypes.CDLL | None:
     """The compiled step for this model, or None where torch has to do it."""
+    sizes = _sizes(spec, page, dtype, device)
+    return None if sizes is None else load_library(sizes)
+
+
+def compiles_first(model: Decoder, page: int) -> bool:
+    """Whether an engine for ``model`` would have its step compiled, which takes a second or two and is kept."""
+    sizes = _sizes(model.spec, page, model.head_weight.dtype, model.head_weight.device)
+    return sizes is not None and awaits_compiler(sizes)
+
+
+def _sizes(spec: ModelSpec, page: int, dtype: torch.dtype, device: torch.device) -> Sizes | None:
     if device.type != "cpu" or dtype != torch.float32:
         return None
     mixer = (spec.ssm_group, spec.d_state, spec.d_conv) if spec.is_student else (1, 1, 2)
-    return load_library(Sizes(spec.head_dim, page, spec.group, *mixer))
+    return Sizes(spec.head_dim, page, spec.group, *mixer)
 
 
 @dataclass(frozen=True, slots=True)

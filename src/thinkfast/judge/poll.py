@@ -122,9 +122,9 @@ class Poll:
         return [Decided(self.number, self.tally.leader, remaining, seconds)]
 
     def solution(
-        self, model: str, seconds: float, budget: float, load_seconds: float | None, scoring_seconds: float = 0.0
+        self, model: str, seconds: float, budget: float, lost: str | None, scoring_seconds: float = 0.0
     ) -> Solution:
-        """What the ballots so far come to. load_seconds: set where loading the model took all the time."""
+        """What the ballots so far come to. lost: what took all the time, where no chain could start."""
         n, finished, votes = self.params.n, self.finished, self.tally.standings()
         broken = bool(self.ballots) and all(ballot.chain.finish == "error" for ballot in self.ballots)
         status: Status = "complete" if finished == n else "decided" if self.decided else "deadline"
@@ -142,7 +142,5 @@ class Poll:
             model=model,
             voter=self.tally.voter.name,
             scoring_seconds=scoring_seconds,
-            note=BROKEN
-            if broken
-            else explain(bool(votes), status, n, finished, len(self.ballots) - finished, load_seconds),
+            note=BROKEN if broken else explain(bool(votes), status, n, finished, len(self.ballots) - finished, lost),
         )

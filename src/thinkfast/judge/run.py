@@ -50,8 +50,8 @@ class Play:
     calibration: Calibration | None = None
     read: Callable[[Chain, float], Ballot] = read
 
-    def events(self, started: float, seconds: float, fresh: bool = False) -> Iterator[Event]:
-        """The events of a run that began at ``started``; fresh: its model was loaded for it."""
+    def events(self, started: float, seconds: float, loading: str = "") -> Iterator[Event]:
+        """The events of a run that began at ``started``; loading: what was done for it first, where anything was."""
         source, checker = self.source, self.checker
         mergers = [] if checker is None else [Merger(checker) for _ in self.prompts]
         polls = [
@@ -74,7 +74,7 @@ class Play:
             with closing(run.events()) as events:
                 yield from events
         took = source.now() - started
-        lost = loaded if loaded >= seconds and fresh else None
+        lost = f"{loading} took {loaded:.2f} s" if loaded >= seconds and loading else None
         scoring = 0.0 if self.grader is None else self.grader.seconds
         for poll in polls:
             yield Answered(poll.number, poll.solution(source.name, took, seconds, lost, scoring))

@@ -93,10 +93,10 @@ class Solution:
 BROKEN = "the model's logits are not finite: its weights are damaged, or its dtype is too narrow"
 
 
-def explain(answered: bool, status: Status, n: int, finished: int, cut: int, load_seconds: float | None) -> str:
-    """One sentence on how a problem ended. load_seconds: set where loading the model took all the time."""
-    if load_seconds is not None:
-        return f"loading the model took {load_seconds:.2f} s, so the time was up before a chain could start"
+def explain(answered: bool, status: Status, n: int, finished: int, cut: int, lost: str | None) -> str:
+    """One sentence on how a problem ended. lost: what took all the time, where no chain could start."""
+    if lost is not None:
+        return f"{lost}, so the time was up before a chain could start"
     of = f"{finished} of {n} chains" if n > 1 else f"{finished} of 1 chain"
     if status == "decided":
         return f"decided after {of}"

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from thinkfast.data.prompts import prompt_tokens
+from thinkfast.engine.cache import PAGE
 from thinkfast.engine.llm import LLM
+from thinkfast.engine.native import compiles_first
 from thinkfast.engine.request import SamplingParams
 from thinkfast.errors import InputError
 from thinkfast.judge.allocate import UNIFORM, Allocator, find_allocator
@@ -145,9 +147,12 @@ def stream(
             raise InputError(
                 f"{min(given)} is given beside an LLM, which has its own", remedy="leave it out, or name a model"
             )
+        loading = ""
         llm, prompts = model, _prompts(model.loaded, problems, model.plan.max_len)
     else:
         loaded = open_model(model, options.get("device", "cpu"), options.get("dtype"))
+        compiling = " and compiling its step for this machine, once," if compiles_first(loaded.model, PAGE) else ""
+        loading = f"loading the model{compiling}"
         llm, prompts = _engine(loaded, problems, params, isinstance(scorer, Verifier))
     calibration = options.get("calibration") or of_folder(llm.loaded.path)
     grader = None if scorer is None else Grader(scorer)
@@ -165,7 +170,7 @@ def stream(
         checker=options.get("checker"),
         calibration=calibration,
     )
-    return play.events(started, seconds, not isinstance(model, LLM))
+    return play.events(started, seconds, loading)
 
 
 def require_seconds(seconds: float) -> None:

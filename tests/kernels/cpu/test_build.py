@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from thinkfast.kernels.cpu import build
-from thinkfast.kernels.cpu.build import SWITCH, Sizes, load_library
+from thinkfast.kernels.cpu.build import SWITCH, Sizes, awaits_compiler, load_library
 
 SIZES = Sizes(head_dim=8, page=64, group=1, mixer_group=1, state=4, taps=2)
 
@@ -33,13 +33,19 @@ def kept(tmp_path: Path) -> list[str]:
     return sorted(p.name for p in tmp_path.glob("kernels/*"))
 
 
-def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_compiled_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert awaits_compiler(SIZES) is (build.compiler() is not None)
     assert made_here().columns() in (8, 16, 32)
+    assert "compiling the decode step" in capsys.readouterr().err
+    assert not awaits_compiler(SIZES)
     (made,) = kept(tmp_path)
     build._load.cache_clear()
     monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("compiled again"))
     assert load_library(SIZES) is not None
     assert kept(tmp_path) == [made]
+    assert capsys.readouterr().err == ""
 
 
 def test_other_sizes_are_another_library(tmp_path: Path) -> None:
@@ -63,6 +69,7 @@ def test_a_compiler_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
 def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "0")
+    assert not awaits_compiler(SIZES)
     assert load_library(SIZES) is None
 
 

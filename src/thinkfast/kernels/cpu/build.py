@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from thinkfast.models.sources.cache import cache_root
+from thinkfast.models.sources.progress import Progress
 
 _SOURCE = Path(__file__).with_name("decode.c")
 _FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
@@ -47,19 +48,38 @@ class Sizes:
 
 def load_library(sizes: Sizes) -> ctypes.CDLL | None:
     """The compiled functions, or None where they cannot be had: no compiler, no OpenMP, or switched off."""
-    return _load(sizes) if os.environ.get(SWITCH) != "0" and sizes.served else None
+    return _load(sizes) if _wanted(sizes) else None
+
+
+def awaits_compiler(sizes: Sizes) -> bool:
+    """Whether ``load_library`` would have to compile first."""
+    return _wanted(sizes) and (found := compiler()) is not None and not _target(found, _defines(sizes)).exists()
+
+
+def _wanted(sizes: Sizes) -> bool:
+    return os.environ.get(SWITCH) != "0" and sizes.served
+
+
+def _defines(sizes: Sizes) -> list[str]:
+    return [f"-D{name.upper()}={value}" for name, value in asdict(sizes).items()]
+
+
+def _target(found: str, defines: list[str]) -> Path:
+    # -march=native means another thing on another machine, and homes are shared between machines.
+    identity = "\0".join((_SOURCE.read_text(), *_FLAGS, *defines, found, platform.machine(), _cpu_flags()))
+    return cache_root() / "kernels" / f"decode-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
 
 
 @functools.cache
 def _load(sizes: Sizes) -> ctypes.CDLL | None:
     if (found := compiler()) is None:
         return None
-    defines = [f"-D{name.upper()}={value}" for name, value in asdict(sizes).items()]
-    # -march=native means another thing on another machine, and homes are shared between machines.
-    identity = "\0".join((_SOURCE.read_text(), *_FLAGS, *defines, found, platform.machine(), _cpu_flags()))
-    target = cache_root() / "kernels" / f"decode-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    defines = _defines(sizes)
+    target = _target(found, defines)
     try:
         if not target.exists():
+            # Seconds in which nothing else is seen to happen, and a budget runs.
+            Progress("thinkfast").line("compiling the decode step for this machine, once")
             _compile(found, defines, target)
         library = ctypes.CDLL(str(target))
         library.columns.restype = ctypes.c_int64
