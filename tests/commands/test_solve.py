@@ -81,6 +81,12 @@ def test_json_is_one_object_and_nothing_else() -> None:
     assert re.sub(r"thinkfast: compiling .*\n", "", result.stderr) == ""
 
 
+def test_help_says_what_the_seconds_leave_out() -> None:
+    told = " ".join(thinkfast("solve", "--help").stdout.split())
+    assert "What Python takes to start and import torch" in told
+    assert "is not counted" in told
+
+
 def test_no_answer_in_time_says_so() -> None:
     result = thinkfast("solve", CARDS, "-n", "2", "--seconds", "200", "--max-tokens", "4")
     assert result.exit_code == 0

@@ -37,7 +37,7 @@ thinkfast solve "…" --json | jq .share                                        
 def run(
     problem: Annotated[str, typer.Argument(help="The question in words; - reads it from standard input.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Name or folder; see `thinkfast models`.")] = "tiny",
-    seconds: Annotated[float, typer.Option("--seconds", "-s", help="Budget, loading the model included.")] = 5.0,
+    seconds: Annotated[float, typer.Option("--seconds", "-s", help="Budget with loading the model; see above.")] = 5.0,
     n: Annotated[int, typer.Option("-n", help="Most chains.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy, and one chain.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(help="Longest chain.")] = 512,
@@ -65,6 +65,8 @@ def run(
 
     Stops early when the chains still to come could not change the vote. The last line is the answer, or "no answer"
     where no chain got to one in time.
+
+    What Python takes to start and import torch, two to four seconds, comes before and is not counted.
     """
     if problem == "-":
         problem = sys.stdin.read()
