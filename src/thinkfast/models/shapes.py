@@ -16,9 +16,9 @@ import torch
 from thinkfast.errors import ModelError
 from thinkfast.models.decoder import Decoder
 from thinkfast.models.skeleton import skeleton
+from thinkfast.models.sources.catalogue import RANDOM
 from thinkfast.models.spec import ModelSpec
 
-PREFIX = "random:"
 _ATTENTION = "attention"
 
 
@@ -38,15 +38,15 @@ _VARIANT = re.compile(r"(?:pure|hybrid(?P<kept>\d+))-d(?P<state>\d+)")
 
 def random_spec(name: str) -> ModelSpec:
     """The spec that a name stands for. Errors: ModelError saying which shapes and variants there are."""
-    shape, _, variant = name.removeprefix(PREFIX).partition("/")
+    shape, _, variant = name.removeprefix(RANDOM).partition("/")
     if shape not in SHAPES:
-        raise ModelError(f"unknown shape {shape!r}", remedy=f"pass {PREFIX} and one of {', '.join(SHAPES)}")
+        raise ModelError(f"unknown shape {shape!r}", remedy=f"pass {RANDOM} and one of {', '.join(SHAPES)}")
     teacher = SHAPES[shape]
     if not variant:
         return teacher
     found = _VARIANT.fullmatch(variant)
     if found is None or int(found["state"]) < 1:
-        raise ModelError(f"unknown variant {variant!r}", remedy=f"write {PREFIX}{shape}/pure-d64 or /hybrid4-d16")
+        raise ModelError(f"unknown variant {variant!r}", remedy=f"write {RANDOM}{shape}/pure-d64 or /hybrid4-d16")
     layers, kept = teacher.n_layers, int(found["kept"] or 0)
     if kept >= layers:
         raise ModelError(f"{variant!r} keeps {kept} of {layers} layers", remedy=f"keep at most {layers - 1}")

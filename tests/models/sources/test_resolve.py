@@ -71,7 +71,8 @@ def test_a_copy_that_lost_its_manifest_is_made_again(cache: Path, tmp_path: Path
     [
         ("smollm", r"unknown model 'smollm'.*\n.*did you mean 'smollm2'"),
         ("qwen-0.5b", r"did you mean 'qwen0\.5b'"),
-        ("gpt-9", "unknown model 'gpt-9'"),
+        ("gpt-9", r"unknown model 'gpt-9'.*\n.*random:SHAPE \(for bench\)"),
+        ("random:llama-3.2-1b/pure-d16", r"has random weights and no checkpoint.*\n.*thinkfast bench"),
         ("./runs/mine", "there is no ./runs/mine"),
         ("/no/such/place", "there is no /no/such/place"),
         ("src/typo", "there is no src/typo"),

