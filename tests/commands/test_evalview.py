@@ -53,6 +53,25 @@ def test_what_a_gpus_memory_is_taken_for_is_told() -> None:
         assert ("8 rows of up to 100 tokens" in text()) is told
 
 
+@pytest.mark.parametrize(
+    ("max_tokens", "max_batch", "told"),
+    [
+        (512, 64, [False, False]),
+        (512, 100_000_000, [False, True]),
+        (100_000, 64, [True, False]),
+        (512, 8, [False, False]),
+    ],
+)
+def test_what_is_cut_down_is_told(max_tokens: int, max_batch: int, told: list[bool]) -> None:
+    spec = ModelSpec(64, 32, 2, 2, 16, 48, ("attention",) * 2, max_positions=600)
+    plan = make_plan(spec, 8, min(600, 20 + max_tokens), 4, None)
+    shown, text = console()
+    with EvalView(EvalConfig(("a",), n=8, max_tokens=max_tokens, max_batch=max_batch), shown) as view:
+        view.load("a")
+        view.plan(plan)
+    assert [words in text() for words in ("chains end at 600 tokens", "8 chains are decoded together")] == told
+
+
 def test_a_resumed_run_says_where_it_goes_on() -> None:
     shown, text = console()
     with EvalView(EvalConfig(("smollm2",), n=8), shown) as view:

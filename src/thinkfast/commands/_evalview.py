@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,7 +37,7 @@ from thinkfast.report.tables import Table
 
 STYLES = {"best": "bold green", "good": "green", "bad": "red", "muted": "dim", "": ""}
 
-
+DEFAULT_BATCH = next(each.default for each in fields(EvalConfig) if each.name == "max_batch")
 EVERY = 20.0  # seconds between lines where no terminal shows the bar move
 
 
@@ -85,9 +86,18 @@ class EvalView:
         self._task = self._bar.add_task(f"{system}: loading", total=None)
 
     def plan(self, plan: MemoryPlan) -> None:
-        """What of a GPU's memory is about to be taken; a CPU's is only taken as it fills."""
+        """What of a GPU's memory is about to be taken; a CPU's is only taken as it fills. What was asked for and will
+        not be had, as the model ends before it or the problems do not fill it.
+        """
         if self._config.device != "cpu":
             self._bar.console.print(Text(str(plan), style="dim"))
+        config, said = self._config, []
+        if plan.max_len <= config.max_tokens:
+            said.append(f"chains end at {plan.max_len} tokens, prompt included: the model has no more positions")
+        if plan.max_batch < config.max_batch != DEFAULT_BATCH:
+            said.append(f"{plan.max_batch} chains are decoded together: samples are made in units, which have no more")
+        for line in said:
+            self._bar.console.print(Text(f"note: {line}", style="dim"))
 
     def start(self, start: Start) -> None:
         """Its clock starts, or goes on."""
