@@ -53,6 +53,13 @@ def test_parity_prints_a_table_and_writes_json(model: Path, tmp_path: Path) -> N
     assert ParityReport.from_json(json.loads(one.read_text())).sha == load_model(model).sha
 
 
+def test_a_model_without_a_checkpoint_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    done = thinkfast("parity", "random:smollm2-135m", "--out", tmp_path / "results")
+    assert done.exit_code == 2
+    assert "no checkpoint" in done.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_drift_can_be_as_short_as_asked(model: Path, tmp_path: Path) -> None:
     done = thinkfast("parity", model, "--steps", "9", "--json", tmp_path / "a.json")
     assert done.exit_code == 0, done.output

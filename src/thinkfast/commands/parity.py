@@ -53,7 +53,7 @@ def run(
 
     from thinkfast.commands._parityview import ParityView
     from thinkfast.files import atomic_write, output_errors, require_file_place
-    from thinkfast.models.loading import load_model
+    from thinkfast.models.loading import find_model, load_model
     from thinkfast.serve.parity.run import Plan, missing, run_parity
 
     console = Console(highlight=False, soft_wrap=False)
@@ -61,6 +61,7 @@ def run(
     plan = replace(plan, prompts=prompts or plan.prompts, steps=steps or plan.steps)
     wanted = tuple(require or ())
     missing((), wanted)  # refuses an unknown name before the work
+    find_model(model)  # others need its folder and tokenizer, which a random: one does not have
     paths = [json_file] if json_file is not None else []
     if out is not None:
         with output_errors(out):
