@@ -28,7 +28,7 @@ from thinkfast.engine.llm import LLM
 from thinkfast.engine.request import SamplingParams
 from thinkfast.models.fp8 import is_fp8
 from thinkfast.models.loading import Loaded, load_as
-from thinkfast.models.shapes import PREFIX
+from thinkfast.models.sources.catalogue import RANDOM
 from thinkfast.provenance import provenance
 from thinkfast.report.benchconfig import STATES
 from thinkfast.report.energy import energy_meter
@@ -92,7 +92,7 @@ def cell(loaded: Loaded, b: int, p: int, o: int, state: str, samples: int, batch
     sizes = ItemSizes(1 if fp8 else 2, 2, 2, 2, head=2)
     bound = decode_step(spec, min(batch, b * samples), context, sizes).seconds(H100)
     found = {
-        "model": loaded.name.removeprefix(PREFIX), "B": b, "P": p, "O": o, "samples": samples, "rows": batch,
+        "model": loaded.name.removeprefix(RANDOM), "B": b, "P": p, "O": o, "samples": samples, "rows": batch,
         "state": state,
         "seconds": seconds, "tok_s": b * samples * o / seconds,
         # What a step costs by itself: two runs that differ in nothing but their number of steps.
@@ -149,7 +149,7 @@ def main() -> None:
     else:
         found = json.loads(a.out.read_text()) if a.out.exists() else {**provenance(0), "ours": [], "vllm": []}
     for name in a.models:
-        loaded = load_as(PREFIX + name, "fp8" if a.fp8 else "bf16", "cuda")
+        loaded = load_as(RANDOM + name, "fp8" if a.fp8 else "bf16", "cuda")
         torch.cuda.empty_cache()  # what the weights were before
         for text in a.cells:
             b, p, o = map(int, text.split(","))

@@ -230,3 +230,26 @@ def test_a_system_that_had_less_of_the_machine_than_another_is_named(
     warning = summarise(results, rows).headline.warning
     assert ("had 1.0 of the processors and" in warning) is disturbed
     assert bool(warning) is disturbed
+
+
+@pytest.mark.parametrize(
+    ("other", "warned"),
+    [
+        ({"tokens_per_second": 1300.0}, True),
+        ({"tokens_per_second": 1150.0}, False),
+        ({"tokens_per_second": 700.0}, True),
+        ({"tokens_per_second": 1300.0, "parameters": 7}, False),
+        ({"tokens_per_second": 1300.0, "family": "hybrid"}, False),
+        ({"tokens_per_second": 1300.0, "ended": "n"}, False),  # the last chains of a run that ends by itself are alone
+    ],
+)
+def test_systems_of_one_shape_that_were_not_equally_fast_are_named(other: dict[str, Any], warned: bool) -> None:
+    results, rows = simple({"a": [[("r", 1.0)]], "b": [[("r", 0.5)]]})
+    same = {"family": "pure", "parameters": 5, "ended": "seconds", "tokens_per_second": 1000.0}
+    for record, changes in zip(results["eval"]["systems"], ({}, other), strict=True):
+        record |= same | changes
+    warning = summarise(results, rows).headline.warning
+    assert bool(warning) is warned
+    if warned:
+        low, high = sorted((1000.0, other["tokens_per_second"]))
+        assert f"made {high:,.0f} and {low:,.0f} tokens/s" in warning

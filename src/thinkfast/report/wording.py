@@ -18,6 +18,7 @@ from thinkfast.report.views import View
 Tone = Literal["win", "loss", "even"]
 # Systems on a quiet machine keep it equally busy within 2 %; one program beside one of them takes a third or more.
 _ALIKE = 0.85
+_UNEVEN = 1.2  # systems of one shape differ by a tenth with the lengths of their chains
 NAMES: dict[Metric, str] = {"coverage": "coverage", "majority": "majority accuracy"}
 
 
@@ -67,7 +68,7 @@ def seconds_text(seconds: float) -> str:
 def say(views: Sequence[View], scores: Accuracies, budgets: Sequence[float], problems: int) -> Headline:
     """The opening of the report, from comparisons at `budgets` (may be empty: then there is little to say)."""
     label = {view.name: view.label for view in views}
-    basis, warning = _basis(views, problems), _disturbed(views)
+    basis, warning = _basis(views, problems), _disturbed(views) or _uneven(views)
     if not budgets:
         return Headline("No system finished a chain, so there is nothing to compare.", basis, (), warning)
     last = winners(scores, budgets)[-1]
@@ -107,6 +108,22 @@ def _disturbed(views: Sequence[View]) -> str:
         f"Something else was running: {', '.join(less)} and {most} {free:.1f}, so their seconds do not compare. Run it "
         "again on a quiet machine, into a new folder."
     )
+
+
+def _uneven(views: Sequence[View]) -> str:
+    """Which systems of one shape were not equally fast, because the machine was not."""
+    shapes: dict[tuple[str, int, str], list[View]] = {}
+    for view in views:
+        shapes.setdefault((view.family, view.record.parameters, view.record.ended), []).append(view)
+    for same in shapes.values():
+        slow, fast = (pick(same, key=lambda view: view.record.tokens_per_second) for pick in (min, max))
+        if fast.record.tokens_per_second > _UNEVEN * slow.record.tokens_per_second:
+            return (
+                f"{fast.label} and {slow.label} are of one shape and made {fast.record.tokens_per_second:,.0f} and "
+                f"{slow.record.tokens_per_second:,.0f} tokens/s: the machine was not equally fast all the time, and "
+                "leads at a budget may come of that. Run it again on a quiet machine, into a new folder."
+            )
+    return ""
 
 
 def _title(
