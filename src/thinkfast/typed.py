@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
-import numbers
 import operator
 import types
 from collections.abc import Mapping
@@ -177,7 +176,10 @@ def whole(name: str, value: object) -> int:
 
 
 def real(name: str, value: object) -> float:
-    """The same of any real number."""
-    if not isinstance(value, numbers.Real):
-        raise InputError(f"{name} is {value!r}", remedy="pass a number")
-    return float(value)
+    """The same of any number, or an array or tensor of one."""
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is {value!r}", remedy="pass a number") from None

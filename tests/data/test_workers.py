@@ -77,3 +77,28 @@ def test_a_job_that_fails_ends_the_others() -> None:
 
 def _absolute_or_sleep(job: str | float) -> object:
     return time.sleep(job) if isinstance(job, float) else abs(job)  # type: ignore[arg-type]
+
+
+LARGE = """
+import time
+from thinkfast.data.workers import map_in_workers
+
+def work(number):
+    if number == 0:
+        time.sleep(1.0)
+        raise ValueError("job 0")
+    return bytes(100 << 20)
+
+if __name__ == "__main__":
+    try:
+        map_in_workers(work, range(40), 3)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_an_error_beside_large_results_on_their_way_does_not_hang(tmp_path: Path) -> None:
+    script = tmp_path / "large.py"
+    script.write_text(LARGE)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "job 0\n"

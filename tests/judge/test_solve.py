@@ -287,18 +287,24 @@ def test_loading_counts_and_may_use_up_the_time() -> None:
     assert found.seconds > 1e-3
 
 
+@pytest.mark.parametrize("works", [True, False])
 def test_where_the_step_is_compiled_first_the_note_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("THINKFAST_CACHE", str(tmp_path))
-    monkeypatch.setenv("CC", "true")  # a compiler, and quick
+    # A compiler, and quick; one that fails has not compiled anything.
+    quick = tmp_path / "cc"
+    quick.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\n: > "$2"\n' if works else "#!/bin/sh\nexit 1\n")
+    quick.chmod(0o755)
+    monkeypatch.setenv("CC", str(quick))
     monkeypatch.delenv(SWITCH, raising=False)
     build._load.cache_clear()
     try:
         found = solve(CARDS, seconds=1e-6, model="tiny")
     finally:
         build._load.cache_clear()
-    assert found.note.startswith("loading the model and compiling its step for this machine, once, took ")
+    compiled = " and compiling its step for this machine, once," if works else ""
+    assert found.note.startswith(f"loading the model{compiled} took ")
     assert capsys.readouterr().err == "thinkfast: compiling the decode step for this machine, once\n"
 
 

@@ -240,6 +240,9 @@ def test_a_system_that_had_less_of_the_machine_than_another_is_named(
         ({"tokens_per_second": 700.0}, True),
         ({"tokens_per_second": 1300.0, "parameters": 7}, False),
         ({"tokens_per_second": 1300.0, "family": "hybrid"}, False),
+        ({"tokens_per_second": 1300.0, "generated_tokens": 13}, False),  # longer chains need less prefill
+        ({"tokens_per_second": 1300.0, "prompt_tokens": 2}, False),
+        ({"tokens_per_second": 1300.0, "wall_seconds": 3.0}, False),
         ({"tokens_per_second": 1300.0, "ended": "n"}, False),  # the last chains of a run that ends by itself are alone
     ],
 )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -23,6 +24,17 @@ from typing import TypeVar
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+GRACE = 5.0  # seconds that a result has to get to the parent
+
+
+class _Duty:
+    """What a worker process is at. A job may be broken off; a result on its way may not, or a parent that lives would
+    read the rest of it for ever.
+    """
+
+    lock = threading.Lock()
+    working = False
+
 
 def map_in_workers(function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> list[Result]:
     """`function` of every job, in the order of the jobs; at an error, or Ctrl-C, the workers end at once."""
@@ -30,7 +42,7 @@ def map_in_workers(function: Callable[[Job], Result], jobs: Iterable[Job], worke
     theirs, ours = context.Pipe(duplex=False)
     with theirs, ours, ProcessPoolExecutor(workers, context, _end_with, (theirs,)) as executor:
         try:
-            futures = [executor.submit(function, job) for job in jobs]
+            futures = [executor.submit(_work, function, job) for job in jobs]
             return [future.result() for future in futures]
         except BaseException:
             # Else the executor would wait for what is queued. Its own map would cancel that first, and Python before
@@ -44,6 +56,19 @@ def _end_with(lifeline: Connection) -> None:
     threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()
 
 
+def _work(function: Callable[[Job], Result], job: Job) -> Result:
+    with _Duty.lock:
+        _Duty.working = True
+    try:
+        return function(job)
+    finally:
+        with _Duty.lock:
+            _Duty.working = False
+
+
 def _watch(lifeline: Connection) -> None:
     lifeline.poll(None)  # nothing is ever sent: it returns when nobody has the other end
-    os._exit(1)
+    with _Duty.lock:  # and no further job begins
+        if not _Duty.working:
+            time.sleep(GRACE)
+        os._exit(1)

@@ -147,14 +147,24 @@ def prefill_bytes(spec: ModelSpec, itemsize: int) -> int:
     attention = 4 * (heads + 2 * kv) + heads + kv + 9 * heads if spec.n_attention else 0
     mixer = 0
     if spec.is_student:
-        # Padded to twice as many: the convolution and its inputs, decays within chunks, the states between them, and y.
+        # Padded to twice as many and a token a chunk, which has 17 or more: the convolution and its inputs, decays
+        # within chunks, the states between them, and y, in fp32 whatever else is.
         channels, chunk = spec.conv_channels, 2 * spec.n_heads * CHUNK + 3 * heads * spec.d_state // CHUNK
         padded = 4 * channels + chunk + spec.n_heads * (4 + spec.d_state) + 6 * heads
-        mixer = spec.in_proj_rows + channels + 2 * padded + 2 * heads
+        padded = -(-padded * 36 * max(4, itemsize) // (17 * itemsize))
+        mixer = spec.in_proj_rows + channels + padded + 2 * heads
     # Beside them the residual, what was normed, and what the mixer gives.
     widest = 6 * d + max(attention, mixer, 4 * spec.d_ff)
     # Tokens, positions, places and angles.
     return widest * itemsize + spec.kv_bytes_per_token(itemsize) + 96 + 2 * spec.head_dim * itemsize
+
+
+def mixer_bytes(spec: ModelSpec, itemsize: int) -> int:
+    """Bytes of one layer's states of a prompt while a prefill makes them, beside those between chunks."""
+    if not spec.is_student:
+        return 0
+    ssm, conv = spec.n_heads * spec.head_dim * spec.d_state, spec.d_conv * spec.conv_channels
+    return (7 * ssm + 2 * conv) * max(4, itemsize)
 
 
 def _plan(spec: ModelSpec, rows: int, length: int, itemsize: int, available: int | None, packed: int) -> MemoryPlan:
@@ -168,6 +178,7 @@ def _plan(spec: ModelSpec, rows: int, length: int, itemsize: int, available: int
         # Behind the pieces of a longer prompt: one layer's keys and values, out of their pages and with a piece's own,
         # and the masks of 256 queries.
         work += length * (3 * spec.kv_bytes_per_token(itemsize) // spec.n_attention + 256 * (itemsize + 1))
+    work += rows * mixer_bytes(spec, itemsize)
     # Twice: a prompt's state waits beside the rows that are forked from it. In fp32 whatever the weights are in.
     state = 2 * rows * spec.state_bytes(max(itemsize, 4))
     return MemoryPlan(rows, length, rows, pages, spec.n_params * itemsize, kv, state, work, packed, available)

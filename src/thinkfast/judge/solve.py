@@ -153,9 +153,11 @@ def stream(
         llm, prompts = model, _prompts(model.loaded, problems, model.plan.max_len)
     else:
         loaded = open_model(model, options.get("device", "cpu"), options.get("dtype"))
-        compiling = " and compiling its step for this machine, once," if compiles_first(loaded.model, PAGE) else ""
-        loading = f"loading the model{compiling}"
+        awaited = compiles_first(loaded.model, PAGE)
         llm, prompts = _engine(loaded, problems, params, isinstance(scorer, Verifier))
+        # Where it cannot be compiled it is still awaited.
+        compiled = awaited and not compiles_first(loaded.model, PAGE)
+        loading = f"loading the model{' and compiling its step for this machine, once,' if compiled else ''}"
     calibration = options.get("calibration") or of_folder(llm.loaded.path)
     grader = None if scorer is None else Grader(scorer)
     if grader is not None:

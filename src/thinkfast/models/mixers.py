@@ -57,9 +57,10 @@ class SSMCache(Protocol):
         ...
 
 
-def _chunk(ragged: Ragged) -> int:
-    """Tokens of a chunk: a power of two, and no more than the padding of few tokens is worth."""
-    return min(CHUNK, 1 << max(0, ragged.max_len - 1).bit_length())
+def _chunks(ragged: Ragged) -> tuple[int, int]:
+    """How many chunks, of how many tokens: the fewest there can be, and as little padding as they allow."""
+    count = max(1, -(-ragged.max_len // CHUNK))
+    return count, max(1, -(-ragged.max_len // count))
 
 
 class Mamba(nn.Module):
@@ -117,8 +118,8 @@ class Mamba(nn.Module):
         self, xbc: Tensor, dt: Tensor, ragged: Ragged, past: SSMState | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The convolution's padded window, its activated output, and padded dt."""
-        chunk = _chunk(ragged)
-        length = -(-ragged.max_len // chunk) * chunk
+        count, chunk = _chunks(ragged)
+        length = count * chunk
         window = ragged.pad(xbc, length, self.d_conv - 1)
         if past is not None:
             window[:, : self.d_conv - 1] = past.conv
@@ -128,7 +129,7 @@ class Mamba(nn.Module):
         """Convolution and recurrence over padded views: y [T, H, P] with its skip, and the state left."""
         window, xbc, dt = self._convolve(xbc, dt, ragged, past)
         shape = (self.kv_heads, self.head_dim, self.d_state)
-        y, state = ssd_parallel(xbc, dt, self._rates(), self.D, shape, _chunk(ragged))
+        y, state = ssd_parallel(xbc, dt, self._rates(), self.D, shape, _chunks(ragged)[1])
         if past is not None:
             more, kept = ssd_carry(self._split(xbc)[2], dt, self._rates(), past.ssm)
             y, state = y + more, state + kept

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from thinkfast.report.duels import METRICS, Accuracies, Duel, Metric, against, winners
+from thinkfast.report.systemrun import SystemRecord
 from thinkfast.report.views import View
 
 Tone = Literal["win", "loss", "even"]
 # Systems on a quiet machine keep it equally busy within 2 %; one program beside one of them takes a third or more.
 _ALIKE = 0.85
-_UNEVEN = 1.2  # systems of one shape differ by a tenth with the lengths of their chains
+_UNEVEN = 1.2  # systems of one shape that work alike differ by up to a tenth
+_WORKED = 5.0  # seconds: less says little
 NAMES: dict[Metric, str] = {"coverage": "coverage", "majority": "majority accuracy"}
 
 
@@ -117,13 +119,22 @@ def _uneven(views: Sequence[View]) -> str:
         shapes.setdefault((view.family, view.record.parameters, view.record.ended), []).append(view)
     for same in shapes.values():
         slow, fast = (pick(same, key=lambda view: view.record.tokens_per_second) for pick in (min, max))
-        if fast.record.tokens_per_second > _UNEVEN * slow.record.tokens_per_second:
+        faster = fast.record.tokens_per_second > _UNEVEN * slow.record.tokens_per_second
+        if faster and _worked_alike(fast.record, slow.record):
             return (
                 f"{fast.label} and {slow.label} are of one shape and made {fast.record.tokens_per_second:,.0f} and "
                 f"{slow.record.tokens_per_second:,.0f} tokens/s: the machine was not equally fast all the time, and "
                 "leads at a budget may come of that. Run it again on a quiet machine, into a new folder."
             )
     return ""
+
+
+def _worked_alike(one: SystemRecord, other: SystemRecord) -> bool:
+    """Whether two runs were long, and of chains and prompts whose lengths are within a tenth of each other's."""
+    if min(one.wall_seconds, other.wall_seconds) < _WORKED or min(one.samples, other.samples) == 0:
+        return False
+    each = [(r.generated_tokens / r.samples, r.prompt_tokens / r.samples) for r in (one, other)]
+    return all(max(pair) <= 1.1 * min(pair) for pair in zip(*each, strict=True))
 
 
 def _title(
