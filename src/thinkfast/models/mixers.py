@@ -58,8 +58,8 @@ class SSMCache(Protocol):
 
 
 def _chunks(ragged: Ragged) -> tuple[int, int]:
-    """How many chunks, of how many tokens: the fewest there can be, and as little padding as they allow. In training all
-    are of one size, so that a batch's parts add up to the batch.
+    """How many chunks, of how many tokens: the fewest there can be, and as little padding as they allow. In training
+    all are of one size, so that a batch's parts add up to the batch.
     """
     count = max(1, -(-ragged.max_len // CHUNK))
     return count, CHUNK if torch.is_grad_enabled() else max(1, -(-ragged.max_len // count))
