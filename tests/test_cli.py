@@ -92,21 +92,27 @@ def test_a_bug_keeps_its_traceback(package: ModuleType) -> None:
     assert isinstance(result.exception, ZeroDivisionError)
 
 
-def test_ctrl_c_in_a_real_process_exits_130(tmp_path: Path) -> None:
-    (tmp_path / "verbs").mkdir()
-    (tmp_path / "verbs" / "__init__.py").write_text("")
-    body = VERB.format(name="sleep", order=1).replace('print("done", count)', "print('on', flush=True); time.sleep(60)")
-    (tmp_path / "verbs" / "sleep.py").write_text(body)
-    code = "import verbs; from thinkfast.cli import build_app; build_app(verbs)()"
+def sleeping(folder: Path, wait: str, code: str) -> subprocess.Popen[str]:
+    """A process that runs ``code`` with a verb that does ``wait``, once that has begun."""
+    (folder / "verbs").mkdir()
+    (folder / "verbs" / "__init__.py").write_text("")
+    body = VERB.format(name="sleep", order=1).replace('print("done", count)', wait)
+    (folder / "verbs" / "sleep.py").write_text(body)
     process = subprocess.Popen(
         [sys.executable, "-c", code, "sleep", "1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "on\n"
+    return process
+
+
+def test_ctrl_c_in_a_real_process_exits_130(tmp_path: Path) -> None:
+    code = "import verbs; from thinkfast.cli import build_app; build_app(verbs)()"
+    process = sleeping(tmp_path, "print('on', flush=True); time.sleep(60)", code)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
@@ -115,21 +121,9 @@ def test_ctrl_c_in_a_real_process_exits_130(tmp_path: Path) -> None:
 
 
 def test_sigterm_ends_a_verb_in_order_and_without_a_word(tmp_path: Path) -> None:
-    (tmp_path / "verbs").mkdir()
-    (tmp_path / "verbs" / "__init__.py").write_text("")
     wait = "try:\n        print('on', flush=True); time.sleep(60)\n    finally:\n        print('cleared', flush=True)"
-    body = VERB.format(name="sleep", order=1).replace('print("done", count)', wait)
-    (tmp_path / "verbs" / "sleep.py").write_text(body)
     code = "import verbs; from thinkfast import cli; cli.build_app.__defaults__ = (verbs,); cli.main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "sleep", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "on\n"
+    process = sleeping(tmp_path, wait, code)
     process.terminate()
     assert process.communicate(timeout=20) == ("cleared\n", "")
     assert process.returncode == 143
