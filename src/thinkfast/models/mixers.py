@@ -57,12 +57,12 @@ class SSMCache(Protocol):
         ...
 
 
-def _chunks(ragged: Ragged) -> tuple[int, int]:
-    """How many chunks, of how many tokens: the fewest there can be, and as little padding as they allow. In training
-    all are of one size, so that a batch's parts add up to the batch.
+def _chunk(ragged: Ragged) -> int:
+    """Tokens of a chunk: the fewest chunks there can be, and as little padding as they allow. In training all are of
+    one size, so that a batch's parts add up to the batch.
     """
     count = max(1, -(-ragged.max_len // CHUNK))
-    return count, CHUNK if torch.is_grad_enabled() else max(1, -(-ragged.max_len // count))
+    return CHUNK if torch.is_grad_enabled() else max(1, -(-ragged.max_len // count))
 
 
 class Mamba(nn.Module):
@@ -120,8 +120,8 @@ class Mamba(nn.Module):
         self, xbc: Tensor, dt: Tensor, ragged: Ragged, past: SSMState | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The convolution's padded window, its activated output, and padded dt."""
-        count, chunk = _chunks(ragged)
-        length = count * chunk
+        chunk = _chunk(ragged)
+        length = -(-ragged.max_len // chunk) * chunk
         window = ragged.pad(xbc, length, self.d_conv - 1)
         if past is not None:
             window[:, : self.d_conv - 1] = past.conv
@@ -131,7 +131,7 @@ class Mamba(nn.Module):
         """Convolution and recurrence over padded views: y [T, H, P] with its skip, and the state left."""
         window, xbc, dt = self._convolve(xbc, dt, ragged, past)
         shape = (self.kv_heads, self.head_dim, self.d_state)
-        y, state = ssd_parallel(xbc, dt, self._rates(), self.D, shape, _chunks(ragged)[1])
+        y, state = ssd_parallel(xbc, dt, self._rates(), self.D, shape, _chunk(ragged))
         if past is not None:
             more, kept = ssd_carry(self._split(xbc)[2], dt, self._rates(), past.ssm)
             y, state = y + more, state + kept
