@@ -25,6 +25,7 @@ from thinkfast.provenance import provenance
 
 ROOT = Path(__file__).parents[1]
 PLACES = (
+    "tests/kernels/cuda",
     "tests/kernels/triton",
     "tests/kernels/test_cublaslt.py",
     "tests/engine/cuda",

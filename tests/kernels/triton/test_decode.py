@@ -11,6 +11,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton comes with `make venv`, and with CUDA builds of torch")
 
 from comparing import NAN, close, tolerance
+from mixing import follow, mixer
 
 from thinkfast.kernels.triton.mixer import (
     HOLD,
@@ -21,7 +22,6 @@ from thinkfast.kernels.triton.mixer import (
     Tiling,
     Undivided,
     mix,
-    mix_reference,
     tiling,
 )
 from thinkfast.kernels.triton.norm import (
@@ -140,33 +140,6 @@ def test_rows_in_eight_bits(width: int, dtype: torch.dtype, device: torch.device
     assert (found[2][1].float() == 0).all()
 
 
-def mixer(
-    heads: int, kv: int, p: int, n: int, ssm: torch.dtype, dtype: torch.dtype, device: torch.device, slots: int
-) -> tuple[MixerLayer, MixerState]:
-    g = torch.Generator().manual_seed(heads * n)
-
-    def random(*shape: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(shape, generator=g) * scale).to(device)
-
-    channels = kv * p + kv * n + heads * n
-    layer = MixerLayer(
-        random(4, channels, scale=0.5), random(channels, scale=0.1), -torch.rand(heads, generator=g).to(device) - 0.02,
-        random(heads) - 2, 1 + random(heads, scale=0.1), 1 + random(heads * p, scale=0.1), kv, 1e-5,
-    )  # fmt: skip
-    state = random(slots, heads, p, n, scale=0.3)
-    scale = state.abs().amax((2, 3)) / 448
-    if ssm == torch.float8_e4m3fn:
-        state = state / scale[..., None, None]
-    held = torch.full((slots, HOLD, kv * (p + n)), NAN, device=device).to(dtype)
-    return layer, MixerState(
-        state.to(ssm),
-        scale,
-        random(slots, 4, channels).to(dtype),
-        held,
-        torch.full((slots, HOLD, heads), NAN, device=device),
-    )
-
-
 @pytest.mark.parametrize("wide", [0, 1100])
 @pytest.mark.parametrize(("heads", "kv", "p", "n", "ssm", "dtype", "cut", "count"), MIXERS)
 def test_mixer(
@@ -184,38 +157,23 @@ def test_mixer(
     """Enough steps that every row writes its state more than once; the reference keeps it in fp32 throughout. Rows come
     normed, or as the projection of so wide a residual.
     """
-    slots = count + 3
-    active = torch.randperm(slots, generator=torch.Generator().manual_seed(2))[:count].tolist()
-    layer, state = mixer(heads, kv, p, n, ssm, dtype, device, slots)
-    plain = state.ssm.float() * (state.scale[..., None, None] if ssm == torch.float8_e4m3fn else 1)
-    want_state = MixerState(plain, state.scale, state.conv.clone(), state.held.clone(), state.steps)
-    rows = MixerRows(
-        torch.tensor(active, dtype=torch.int32, device=device), torch.arange(1, slots + 1, device=device),
-        torch.ones(slots, dtype=torch.int64, device=device), torch.arange(slots, device=device) * 911 + 5,
-    )  # fmt: skip
-    g = torch.Generator().manual_seed(1)
-    width = heads * p + kv * (p + n) + heads * n + heads
     bound = {F32: 3e-5, BF16: 2e-2, F8: 8e-2}[ssm]
     if dtype == BF16:
         bound = ROUNDED + {F32: 0, BF16: 5e-3, F8: 8e-2}[ssm]
-    for _ in range(2 * HOLD + 2):
-        projected = torch.randn(len(active), width, generator=g).to(device)
-        undivided = None
-        if wide:
-            residual = torch.randn(len(active), wide, generator=g) * torch.rand(len(active), 1, generator=g) * 9
-            undivided = Undivided(residual.to(device, dtype), 1e-5)
-            projected *= undivided.residual.float().square().mean(1, keepdim=True).sqrt()
-        projected = projected.to(dtype)
-        out, want = (torch.full((len(active), heads * p), NAN, dtype=dtype, device=device) for _ in range(2))
-        work = MixerWork.make(len(active), heads, p, n, dtype, device)
-        mix(projected, layer, state, rows, work, out, 1, cut, undivided)
-        mix_reference(projected, layer, want_state, rows, want, 1, undivided)
-        close(out, want, bound)
-        rows.position.add_(1)
-        rows.drawn.add_(1)
-    # Which order squares are added up in shows in the last bit, which is up to 2^-7 of a number in bf16.
-    last = 2**-7 if dtype == BF16 else 1e-5
-    torch.testing.assert_close(state.conv, want_state.conv, rtol=last if wide else 0, atol=0)
+
+    def kernel(
+        projected: Tensor,
+        layer: MixerLayer,
+        state: MixerState,
+        rows: MixerRows,
+        out: Tensor,
+        number: int,
+        undivided: Undivided | None,
+    ) -> None:
+        work = MixerWork.make(count, heads, p, n, dtype, device)
+        mix(projected, layer, state, rows, work, out, number, cut, undivided)
+
+    follow(kernel, (heads, kv, p, n), ssm, dtype, count, wide, bound, device)
 
 
 def test_one_kernel_is_for_few_rows_of_states_that_fit_its_registers() -> None:

@@ -82,21 +82,25 @@ def _scan(LOGITS, SUMS, ACTIVE, INVERSE, start, V, stride, J: tl.constexpr, BV: 
     inverse = tl.load(INVERSE + tl.load(ACTIVE + b)) * 1.4426950408889634
     wait(PDL)
     trigger(PDL)
-    x = tl.load(LOGITS + b * V + i, mask=i < V, other=float("-inf")).to(tl.float32)
+    # Only the last block has places without a token.
+    if (j + 1) * BV <= V:
+        x = tl.load(LOGITS + b * V + i).to(tl.float32)
+        total = tl.sum(x, 0)
+    else:
+        x = tl.load(LOGITS + b * V + i, mask=i < V, other=float("-inf")).to(tl.float32)
+        total = tl.sum(tl.where(i < V, x, 0.0), 0)
     peak = tl.max(x, 0)
-    there = tl.where(i < V, x, 0.0)
-    lowest = tl.min(there, 0)
     safe = tl.where(tl.abs(peak) < float("inf"), peak, 0.0)
     warm = tl.sum(tl.exp2((x - safe) * inverse), 0)
     plain = tl.sum(tl.exp2((x - safe) * 1.4426950408889634), 0)
-    # NaN and infinity make the sum what they are, but -infinity where a token is adds nothing to it.
-    bad = tl.where((plain < float("inf")) & (lowest > float("-inf")), 0.0, 1.0)
+    # NaN and infinity make one of the sums what they are, and -infinity where a token is the other one.
+    bad = tl.where((plain < float("inf")) & (tl.abs(total) < float("inf")), 0.0, 1.0)
     SUMS += b * J + j
     tl.store(SUMS, peak)
     tl.store(SUMS + stride, warm)
     tl.store(SUMS + 2 * stride, plain)
     tl.store(SUMS + 3 * stride, bad)
-    tl.store(SUMS + 4 * stride, tl.sum(there, 0))
+    tl.store(SUMS + 4 * stride, total)
 
 
 @triton.jit
