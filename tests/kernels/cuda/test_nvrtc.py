@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import pytest
 
-from thinkfast.kernels.cuda.nvrtc import load, machine_code
+from thinkfast.kernels.cuda import nvrtc
+from thinkfast.kernels.cuda.nvrtc import kept_code, load, machine_code
 
 SOURCE = 'extern "C" __global__ void set(int* out) { out[threadIdx.x] = N; }'
 
@@ -31,3 +33,22 @@ def test_constants_reach_the_code(compiler: ctypes.CDLL) -> None:
 def test_what_is_wrong_is_said(source: str, says: str, compiler: ctypes.CDLL) -> None:
     with pytest.raises(RuntimeError, match=says):
         machine_code(compiler, source, (9, 0), (("N", 3),))
+
+
+def test_code_is_compiled_once(compiler: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THINKFAST_CACHE", str(tmp_path))
+    three = kept_code(compiler, SOURCE, (9, 0), (("N", 3),))
+    assert three == machine_code(compiler, SOURCE, (9, 0), (("N", 3),))
+    assert kept_code(compiler, SOURCE, (9, 0), (("N", 4),)) != three
+    assert kept_code(compiler, SOURCE + " ", (9, 0), (("N", 3),)) != b""
+    assert len(list(tmp_path.glob("kernels/*.cubin"))) == 3
+    monkeypatch.setattr(nvrtc, "machine_code", lambda *_: pytest.fail("it is there"))
+    assert kept_code(compiler, SOURCE, (9, 0), (("N", 3),)) == three
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    compiler: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("THINKFAST_CACHE", str(tmp_path / "file"))
+    assert kept_code(compiler, SOURCE, (9, 0), (("N", 3),))[:4] == b"\x7fELF"

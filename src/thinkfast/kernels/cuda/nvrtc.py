@@ -1,7 +1,7 @@
 """CUDA C++ for this machine's GPU, compiled when it is first wanted and launched through the driver, by ctypes.
 
-NVRTC comes with torch's CUDA builds, so nothing has to be installed, and a kernel takes it half a second. Sizes are
-constants of the compiler's, as they are in kernels/cpu/decode.c.
+NVRTC comes with torch's CUDA builds, so nothing has to be installed, and a kernel takes it half a second, once: machine
+code is kept in the cache. Sizes are constants of the compiler's, as they are in kernels/cpu/decode.c.
 
 Usage: ``kernel = compiled(source, "mixer", (("N", 16),), shared, device)``, then ``kernel.launch(blocks, threads,
 arguments)``.
@@ -12,12 +12,18 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from thinkfast.errors import OutputError
+from thinkfast.files import atomic_write
+from thinkfast.models.sources.cache import cache_root
 
 # An attribute of launches: this one may begin before the kernel in front has ended (triton/launch.py). One of kernels:
 # bytes of shared memory beside what they declare.
@@ -110,6 +116,24 @@ def machine_code(
         nvrtc.nvrtcDestroyProgram(byref(program))
 
 
+def kept_code(
+    nvrtc: ctypes.CDLL, source: str, capability: tuple[int, int], defines: Sequence[tuple[str, int]]
+) -> bytes:
+    """``machine_code``, from the cache where it is there."""
+    version = (c_int(), c_int())
+    nvrtc.nvrtcVersion(*map(byref, version))
+    identity = "\0".join((source, repr([part.value for part in version]), repr(capability), repr(tuple(defines))))
+    place = cache_root() / "kernels" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.cubin"
+    with suppress(OSError):
+        return place.read_bytes()
+    code = machine_code(nvrtc, source, capability, defines)
+    # A cache that cannot be written costs half a second each time.
+    with suppress(OutputError, OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(place, code)
+    return code
+
+
 @functools.cache
 def compiled(
     source: Path, name: str, defines: tuple[tuple[str, int], ...], shared: int, device: torch.device
@@ -119,6 +143,6 @@ def compiled(
     """
     if (nvrtc := load()) is None:
         return None
-    code = machine_code(nvrtc, source.read_text(), torch.cuda.get_device_capability(device), defines)
+    code = kept_code(nvrtc, source.read_text(), torch.cuda.get_device_capability(device), defines)
     with torch.cuda.device(device):
         return Kernel(code, name, shared)
