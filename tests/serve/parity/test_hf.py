@@ -26,8 +26,15 @@ def test_it_agrees(kind: str, make: Any) -> None:
         loaded, loaded.path, draw_sample(loaded, PROMPTS, 8), 1, Noise(loaded)
     )
     assert (logits.status, tokens.status) == ("passed", "passed"), (logits, tokens)
+    # On some machines both add up in the same order, and nothing differs: a thousandth of one weight then does.
+    weight = loaded.model.norm.weight
+    kept = weight.clone()
+    weight[3] *= 1.001
+    other = against_transformers(loaded, loaded.path, draw_sample(loaded, PROMPTS, 8), 1, Noise(loaded))[0]
+    weight.copy_(kept)
     assert logits.value is not None
-    assert logits.value > 0
+    assert other.value is not None
+    assert 0 <= logits.value < other.value
     assert "25 positions of 2 sequences" in logits.detail
     assert logits.against.startswith("transformers 5.")
     assert cached.status == ("not run" if kind == "pure" else "passed"), cached
