@@ -159,7 +159,7 @@ def measure(model: str, rows: int, seconds: float) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cells", nargs="+", metavar="MODEL:ROWS")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of measuring a part, after as long before")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of measuring a part, after half as long before")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if not torch.cuda.is_available():
