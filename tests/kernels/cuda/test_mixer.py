@@ -50,7 +50,7 @@ def test_it_compiles_with_the_shared_memory_that_is_counted(
 ) -> None:
     shape = Shape(*sizes, TAPS, HOLD, 1104 * (number % 2), odd(*sizes))
     assert shape.served
-    assert machine_code(compiler, SOURCE.read_text(), (9, 0), shape.defines)
+    assert machine_code(compiler, SOURCE.read_text(), (9, 0), shape.defines, strict=True)
 
 
 def test_less_shared_memory_than_is_used_does_not_compile(compiler: ctypes.CDLL) -> None:

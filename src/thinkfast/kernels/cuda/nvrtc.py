@@ -89,11 +89,15 @@ def load() -> ctypes.CDLL | None:
 
 
 def machine_code(
-    nvrtc: ctypes.CDLL, source: str, capability: tuple[int, int], defines: Sequence[tuple[str, int]]
+    nvrtc: ctypes.CDLL,
+    source: str,
+    capability: tuple[int, int],
+    defines: Sequence[tuple[str, int]],
+    strict: bool = False,
 ) -> bytes:
     """``source`` compiled for GPUs of a compute capability, with these constants.
 
-    Errors: RuntimeError with what the compiler says, of a warning too.
+    Errors: RuntimeError with what the compiler says; where ``strict``, of a warning too.
     """
     architecture = "--gpu-architecture=sm_{}{}".format(*capability)
     options = [architecture, "--std=c++17", *(f"-D{name}={value}" for name, value in defines)]
@@ -106,7 +110,7 @@ def machine_code(
         nvrtc.nvrtcGetProgramLogSize(program, byref(size))
         log = ctypes.create_string_buffer(size.value)
         nvrtc.nvrtcGetProgramLog(program, log)
-        if failed or log.value.strip():
+        if failed or (strict and log.value.strip()):
             raise RuntimeError(f"NVRTC says {log.value.decode()}")
         nvrtc.nvrtcGetCUBINSize(program, byref(size))
         code = ctypes.create_string_buffer(size.value)
