@@ -1,8 +1,8 @@
 """One Mamba step between its two projections in one kernel, of more than a few rows and states in bf16 (mixer.cu).
 
 What it computes, and its reference, are kernels/triton/mixer.py's, which serves few rows, states of other kinds and
-GPUs before Hopper. Against its two kernels a step of 512 rows moves as many bytes in a fifth less time with d_state 16,
-7 % less with 64; one of 64 rows takes half as long in it as in its one (H100, docs/lab.md).
+GPUs before Hopper. Against its two kernels this takes a fifth less time at 512 rows with d_state 16, 7 % less with 64;
+at 64 rows little more than half the time of its one (H100, docs/lab.md).
 
 Legend: B rows, H heads, K key-value heads, G = H / K, P head dim, N state, W convolution width, D inputs held.
 
