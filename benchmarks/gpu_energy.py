@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from gpu_long import runner, timed
 from publish import publish
+from torch import Tensor
 
 from thinkfast.engine.cuda.runner import CudaRunner
-from thinkfast.kernels.cuda.mixer import mix_fused, serves
+from thinkfast.engine.cuda.step import _Layer
+from thinkfast.kernels.cuda.mixer import fused
 from thinkfast.kernels.triton.gated import gated
-from thinkfast.kernels.triton.mixer import MixerRows, Undivided, mix
+from thinkfast.kernels.triton.mixer import MixerRows, MixerState, Undivided, mix
 from thinkfast.kernels.triton.norm import inverse_rms
 from thinkfast.kernels.triton.sampler import parts, scan
 from thinkfast.models.loading import load_model
@@ -49,25 +51,27 @@ def parts_of(run: CudaRunner, rows: int) -> Parts:
         x.copy_(torch.randn_like(x))
     inverse.fill_(1.0)
 
-    def projected(weight: torch.Tensor) -> torch.Tensor:
+    def projected(weight: Tensor) -> Tensor:
         return step.projected[: rows * weight.shape[0]].view(rows, weight.shape[0])
 
     def into() -> None:
         for layer in layers:
             step.products(residual, layer.folded.into.weight, projected(layer.folded.into.weight))
 
-    def mixer(fused: bool) -> Callable[[], None]:
-        def mixers() -> None:
+    def mixers(mixing: Callable[[_Layer, Tensor, MixerState], None]) -> Callable[[], None]:
+        def launch() -> None:
             for layer in layers:
-                given, own = projected(layer.folded.into.weight), state.mixers[layer.number]
-                if fused:
-                    mix_fused(given, layer.mixer, own, where, mixed, layer.number, undivided)
-                else:
-                    mix(given, layer.mixer, own, where, step.mixing, mixed, layer.number, undivided=undivided)
+                mixing(layer, projected(layer.folded.into.weight), state.mixers[layer.number])
             state.drawn.add_(1)
             state.position.add_(1)
 
-        return mixers
+        return launch
+
+    def by_triton(layer: _Layer, given: Tensor, own: MixerState) -> None:
+        mix(given, layer.mixer, own, where, step.mixing, mixed, layer.number, undivided=undivided)
+
+    def at_one(layer: _Layer, given: Tensor, own: MixerState) -> None:
+        fused(given, layer.mixer, own, undivided)(where, mixed, layer.number)
 
     def out() -> None:
         for layer in layers:
@@ -99,9 +103,9 @@ def parts_of(run: CudaRunner, rows: int) -> Parts:
         "down": one.block.mlp.down.weight, "head": step.model.head_weight,
     }  # fmt: skip
     flops = {name: 2.0 * rows * weight.numel() for name, weight in weights.items()}
-    found: Parts = {"into": (into, of, flops["into"]), "mixer, by Triton": (mixer(False), of, 0.0)}
-    if serves(projected(weights["into"]), one.mixer, state.mixers[one.number], undivided):
-        found["mixer"] = (mixer(True), of, 0.0)
+    found: Parts = {"into": (into, of, flops["into"]), "mixer, by Triton": (mixers(by_triton), of, 0.0)}
+    if fused(projected(weights["into"]), one.mixer, state.mixers[one.number], undivided) is not None:
+        found["mixer"] = (mixers(at_one), of, 0.0)
     return found | {
         "out": (out, of, flops["out"]), "norms": (norms, of, 0.0), "gate, up": (gate_up, of, flops["gate, up"]),
         "down": (down, of, flops["down"]), "head": (head, 1, flops["head"]), "scan": (scans, 1, 0.0),

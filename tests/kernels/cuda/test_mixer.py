@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="triton comes with `make venv`, and with CU
 from comparing import close
 from mixing import follow, mixer
 
-from thinkfast.kernels.cuda.mixer import SOURCE, Shape, mix_fused, serves
+from thinkfast.kernels.cuda.mixer import SOURCE, Shape, fused
 from thinkfast.kernels.cuda.nvrtc import load, machine_code
 from thinkfast.kernels.triton.mixer import HOLD, MixerRows, MixerState, MixerWork, Tiling, Undivided, mix
 
@@ -26,6 +26,10 @@ SIZES = [
     (32, 8, 64, 16), (32, 8, 64, 64), (32, 8, 64, 128), (24, 8, 128, 16), (24, 8, 128, 128), (9, 3, 64, 16),
     (9, 3, 64, 64), (14, 2, 64, 16), (14, 2, 64, 64), (12, 2, 128, 16), (12, 2, 128, 64), (16, 2, 64, 32),
     (6, 6, 16, 16), (5, 1, 32, 32), (2, 2, 128, 32), (2, 1, 32, 256), (4, 1, 128, 128), (8, 1, 128, 64),
+]  # fmt: skip
+NOT_SERVED = [
+    {"head_dim": 48}, {"state": 8}, {"state": 512}, {"head_dim": 128, "state": 256}, {"wide": 1100}, {"taps": 12},
+    {"held": 2 * HOLD},
 ]  # fmt: skip
 SOME = Shape(32, 8, 64, 16, TAPS, HOLD, 2048, False)
 # C, x and B in bf16, and a state rounded at random, as in triton/test_decode.py.
@@ -59,10 +63,7 @@ def test_less_shared_memory_than_is_used_does_not_compile(compiler: ctypes.CDLL)
         machine_code(compiler, SOURCE.read_text(), (9, 0), less)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"head_dim": 48}, {"state": 8}, {"state": 512}, {"head_dim": 128, "state": 256}, {"wide": 1100}, {"taps": 12}],
-)
+@pytest.mark.parametrize("change", NOT_SERVED)
 def test_it_does_not_serve(change: dict[str, int]) -> None:
     assert SOME.served
     assert not replace(SOME, **change).served
@@ -70,7 +71,7 @@ def test_it_does_not_serve(change: dict[str, int]) -> None:
 
 def test_it_serves_no_cpu() -> None:
     layer, state = mixer(2, 1, 16, 16, BF16, BF16, torch.device("cpu"), 40)
-    assert not serves(torch.zeros(40, 2 * 16 + 2 * 16 + 2 * 16 + 2, dtype=BF16), layer, state)
+    assert fused(torch.zeros(40, 2 * 16 + 2 * 16 + 2 * 16 + 2, dtype=BF16), layer, state) is None
 
 
 @pytest.mark.gpu
@@ -81,8 +82,9 @@ def test_it_serves_no_cpu() -> None:
 )
 def test_mixer(sizes: tuple[int, int, int, int], count: int, wide: int) -> None:
     def kernel(projected: Tensor, layer, state, rows, out, number, undivided) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-        assert serves(projected, layer, state, undivided)
-        mix_fused(projected, layer, state, rows, out, number, undivided)
+        found = fused(projected, layer, state, undivided)
+        assert found is not None
+        found(rows, out, number)
 
     follow(kernel, sizes, BF16, BF16, count, wide, BOUND, torch.device("cuda"))
 
@@ -103,7 +105,9 @@ def run(kernel: str, active: list[int], steps: int) -> tuple[Tensor, MixerState]
         undivided = Undivided(torch.randn(64, 512, generator=g)[active].to(device, BF16), 1e-5)
         out = torch.empty(len(active), heads * p, dtype=BF16, device=device)
         if kernel == "fused":
-            mix_fused(projected, layer, state, rows, out, 3, undivided)
+            at_one = fused(projected, layer, state, undivided)
+            assert at_one is not None
+            at_one(rows, out, 3)
         else:
             mix(projected, layer, state, rows, work, out, 3, Tiling(1), undivided)
         position.add_(1)
@@ -142,6 +146,7 @@ def test_few_rows_and_other_states_are_not_served() -> None:
         layer, state = mixer(4, 2, 64, n, BF16, BF16, device, 4)
         width = 4 * 64 + 2 * (64 + n) + 4 * n + 4
         for rows in (few, few + 1):
-            assert serves(torch.zeros(rows, width, dtype=BF16, device=device), layer, state) is (rows > few)
+            given = torch.zeros(rows, width, dtype=BF16, device=device)
+            assert (fused(given, layer, state) is not None) is (rows > few)
     layer, state = mixer(4, 2, 64, 16, torch.float8_e4m3fn, BF16, device, 4)
-    assert not serves(torch.zeros(64, 484, dtype=BF16, device=device), layer, state)
+    assert fused(torch.zeros(64, 484, dtype=BF16, device=device), layer, state) is None

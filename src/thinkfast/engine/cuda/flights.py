@@ -19,6 +19,9 @@ from thinkfast.engine.pages import Ints
 from thinkfast.engine.rows import Said
 from thinkfast.kernels.triton.sampler import CERTAINTY, CODE, LOGPROB, NEWS, TOKEN
 
+# Tokens of a slot that become Python's numbers at once.
+_TOGETHER = 64
+
 
 @dataclass(slots=True)
 class _Flight:
@@ -36,6 +39,9 @@ class Flights:
         self._cuda = device.type == "cuda"
         self._rows = rows
         self._tokens = np.zeros((slots, longest), dtype=np.int32)
+        # As Python's numbers, a slot now and then, while the device works: chains that end together, 512 of 2,048
+        # tokens, would keep it waiting for 34 ms.
+        self._numbers: list[list[int]] = [[] for _ in range(slots)]
         self._logprobs = np.zeros((slots, longest), dtype=np.float32)
         self._certainty = np.zeros(slots)
         self._count = np.zeros(slots, dtype=np.int64)
@@ -48,6 +54,8 @@ class Flights:
     def enter(self, slots: Ints) -> None:
         """New owners for ``slots``."""
         self._owner[slots] += 1
+        for slot in slots.tolist():
+            self._numbers[slot] = []
         self._count[slots] = 0
         self._certainty[slots] = 0.0
 
@@ -87,6 +95,8 @@ class Flights:
             self._logprobs[slots, place] = news[LOGPROB, fresh].view(np.float32)
             self._certainty[slots] += news[CERTAINTY, fresh].view(np.float32)
             self._count[slots] += 1
+            for slot in slots[(self._count[slots] + slots) % _TOGETHER == 0].tolist():
+                self._convert(slot)
             self._code[slots] = news[CODE, fresh]
             if flight.ours:
                 self._memory.append(flight.memory)
@@ -103,6 +113,10 @@ class Flights:
 
     def said(self, slot: int) -> Said:
         """What has been heard of a slot's row."""
-        n = int(self._count[slot])
-        tokens, logprobs = tuple(self._tokens[slot, :n].tolist()), self._logprobs[slot, :n].copy()
-        return Said(tokens, logprobs, float(self._certainty[slot]) / n if n else None)
+        self._convert(slot)
+        tokens, n = tuple(self._numbers[slot]), int(self._count[slot])
+        return Said(tokens, self._logprobs[slot, :n].copy(), float(self._certainty[slot]) / n if n else None)
+
+    def _convert(self, slot: int) -> None:
+        numbers = self._numbers[slot]
+        numbers += self._tokens[slot, len(numbers) : self._count[slot]].tolist()

@@ -21,8 +21,7 @@ from thinkfast.engine.cuda.folding import Folded, folded
 from thinkfast.engine.cuda.products import Products, choices_file
 from thinkfast.engine.cuda.state import State
 from thinkfast.errors import ModelError
-from thinkfast.kernels.cuda.mixer import mix_fused
-from thinkfast.kernels.cuda.mixer import serves as fuses
+from thinkfast.kernels.cuda.mixer import fused
 from thinkfast.kernels.triton.attention import KVLayer, KVRows, SplitPlan, attend
 from thinkfast.kernels.triton.gated import gated, serves
 from thinkfast.kernels.triton.mixer import MixerLayer, MixerRows, MixerWork, Undivided, mix
@@ -183,8 +182,8 @@ class Step:
                 else:
                     projected, undivided = self._project(mixer.in_proj, normed, scale, self.projected, cut.into), None
                 own = s.mixers[layer.number]
-                if fuses(projected, layer.mixer, own, undivided):
-                    mix_fused(projected, layer.mixer, own, mixer_rows, mixed, layer.number, undivided)
+                if (at_one := fused(projected, layer.mixer, own, undivided)) is not None:
+                    at_one(mixer_rows, mixed, layer.number)
                 else:
                     mix(projected, layer.mixer, own, mixer_rows, self.mixing, mixed, layer.number, undivided=undivided)
             if scale is not None:

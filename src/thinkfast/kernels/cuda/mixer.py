@@ -6,12 +6,13 @@ at 64 rows little more than half the time of its one (H100, docs/lab.md).
 
 Legend: B rows, H heads, K key-value heads, G = H / K, P head dim, N state, W convolution width, D inputs held.
 
-Usage: where ``serves(projected, layer, state)``, ``mix_fused(projected, layer, state, rows, out)``.
+Usage: ``mix = fused(projected, layer, state)``, and where that is not None ``mix(rows, out, number)``.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from torch import Tensor
 
 from thinkfast.kernels.cuda.nvrtc import Kernel, compiled
 from thinkfast.kernels.triton.launch import overlap, power_of_two, shared_memory
-from thinkfast.kernels.triton.mixer import MixerLayer, MixerRows, MixerState, Undivided
+from thinkfast.kernels.triton.mixer import HOLD, MixerLayer, MixerRows, MixerState, Undivided
 
+# Of rows, out [B, H P] and the layer's number.
+Mix = Callable[[MixerRows, Tensor, int], None]
 SOURCE = Path(__file__).with_name("mixer.cu")
 # Entries of a head's state that a warp takes, registers of a multiprocessor, and those that a thread is to do with: 8
 # blocks of four warps then share a multiprocessor, and more are slower.
@@ -75,7 +78,7 @@ class Shape:
             and power_of_two(n) == n
             and 16 <= n <= 256
             and self.threads <= _MOST_THREADS
-            and self.held in (1, 2, 4, 8)
+            and self.held == HOLD
             # One warp brings the rings.
             and 3 * (self.taps - 1) + self.held - 1 <= 32
             and self.wide % 8 == 0
@@ -95,34 +98,28 @@ class Shape:
         return compiled(SOURCE, "mixer", self.defines, self.shared, device)
 
 
-def serves(projected: Tensor, layer: MixerLayer, state: MixerState, undivided: Undivided | None = None) -> bool:
-    """Whether ``mix_fused`` does this, and is the fastest to."""
-    entries = state.ssm.shape[2] * state.ssm.shape[3]
+def fused(projected: Tensor, layer: MixerLayer, state: MixerState, undivided: Undivided | None = None) -> Mix | None:
+    """What does ``kernels.triton.mixer.mix`` of these for given rows, into out [B, H P], as the layer of a number; None
+    where Triton's kernels are as fast, or the only ones to do it.
+    """
+    entries, device = state.ssm.shape[2] * state.ssm.shape[3], projected.device
     if projected.shape[0] <= next(rows for most, rows in _FEW if entries <= most):
-        return False
-    if not (projected.is_cuda and projected.dtype == state.ssm.dtype == torch.bfloat16 and overlap(projected.device)):
-        return False
-    shape, device = Shape.of(projected, layer, state, undivided), projected.device
-    return shape.served and shape.shared <= shared_memory(device) and shape.kernel(device) is not None
-
-
-def mix_fused(
-    projected: Tensor,
-    layer: MixerLayer,
-    state: MixerState,
-    rows: MixerRows,
-    out: Tensor,
-    number: int = 0,
-    undivided: Undivided | None = None,
-) -> None:
-    """As kernels/triton/mixer.py's ``mix``, for what ``serves`` allows."""
+        return None
+    if not (projected.is_cuda and projected.dtype == state.ssm.dtype == torch.bfloat16 and overlap(device)):
+        return None
     shape = Shape.of(projected, layer, state, undivided)
-    kernel = shape.kernel(out.device)
-    if kernel is None:
-        raise RuntimeError("mix_fused without a compiler: ask serves() first")
-    residual, eps = (out, 0.0) if undivided is None else (undivided.residual, undivided.eps)
-    kernel.launch(out.shape[0] * layer.kv_heads, shape.threads, (
-        projected, state.conv, state.ssm, state.held, state.steps, layer.taps, layer.conv_bias, layer.rates,
-        layer.dt_bias, layer.skip, layer.norm, out, residual, rows.active, rows.position, rows.drawn, rows.key,
-        ctypes.c_float(layer.eps), ctypes.c_float(eps), ctypes.c_int64(projected.stride(0)), ctypes.c_uint32(number),
-    ))  # fmt: skip
+    if not shape.served or shape.shared > shared_memory(device):
+        return None
+    if (kernel := shape.kernel(device)) is None:
+        return None
+
+    def launch(rows: MixerRows, out: Tensor, number: int) -> None:
+        residual, eps = (out, 0.0) if undivided is None else (undivided.residual, undivided.eps)
+        kernel.launch(out.shape[0] * layer.kv_heads, shape.threads, (
+            projected, state.conv, state.ssm, state.held, state.steps, layer.taps, layer.conv_bias, layer.rates,
+            layer.dt_bias, layer.skip, layer.norm, out, residual, rows.active, rows.position, rows.drawn, rows.key,
+            ctypes.c_float(layer.eps), ctypes.c_float(eps), ctypes.c_int64(projected.stride(0)),
+            ctypes.c_uint32(number),
+        ))  # fmt: skip
+
+    return launch
