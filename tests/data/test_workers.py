@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,11 +76,7 @@ def test_results_come_in_the_order_of_the_jobs() -> None:
 
 def test_a_job_that_fails_ends_the_others() -> None:
     with pytest.raises(TypeError, match="bad operand"):
-        map_in_workers(_absolute_or_sleep, ["x", 300.0, 300.0, 300.0], 2)
-
-
-def _absolute_or_sleep(job: str | float) -> object:
-    return time.sleep(job) if isinstance(job, float) else abs(job)  # type: ignore[arg-type]
+        map_in_workers(operator.call, [partial(abs, "x"), *[partial(time.sleep, 300.0)] * 3], 2)
 
 
 LARGE = """
