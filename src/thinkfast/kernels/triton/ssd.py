@@ -96,7 +96,7 @@ def _convolve(
     # A prompt that is shorter than the window: zeros stand before its first token.
     for i in tl.static_range(2, W):
         before = (following == 0) & (position + i < W)
-        tl.store(RING + (place + i) * C + c, tl.zeros_like(now), mask=(c < C) & before)
+        tl.store(RING + (place + i) * C + c, tl.full(now.shape, 0.0, now.dtype), mask=(c < C) & before)
 
 
 @triton.jit
