@@ -294,15 +294,6 @@ def test_a_kept_algorithm_is_launched_before_it_is_captured(
     assert not library.timed
 
 
-def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    def homeless(path: Path) -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("THINKFAST_CACHE", raising=False)
-    monkeypatch.setattr(Path, "expanduser", homeless)
-    assert module.choices_file() is None
-
-
 def test_switched_off_all_go_to_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     library = Library(monkeypatch, {None: 5.0, A: 4.0})
     monkeypatch.setenv(SWITCH, "0")

@@ -9,6 +9,7 @@ import pytest
 
 from thinkfast.kernels.cuda import nvrtc
 from thinkfast.kernels.cuda.nvrtc import kept_code, load, machine_code
+from thinkfast.models.sources.cache import cache_place
 
 SOURCE = 'extern "C" __global__ void set(int* out) { out[threadIdx.x] = N; }'
 
@@ -48,6 +49,16 @@ def test_code_is_compiled_once(compiler: ctypes.CDLL, tmp_path: Path, monkeypatc
     assert len(list(tmp_path.glob("kernels/*.cubin"))) == 3
     monkeypatch.setattr(nvrtc, "machine_code", lambda *_: pytest.fail("it is there"))
     assert kept_code(compiler, SOURCE, (9, 0), (("N", 3),)) == three
+
+
+def test_without_a_home_nothing_is_kept(compiler: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("THINKFAST_CACHE", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert cache_place("products.json") is None
+    assert kept_code(compiler, SOURCE, (9, 0), (("N", 3),))[:4] == b"\x7fELF"
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(

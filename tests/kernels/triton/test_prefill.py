@@ -24,19 +24,13 @@ F32, BF16, F8 = torch.float32, torch.bfloat16, torch.float8_e4m3fn
 # Programs of which few run, or many, and states.
 KINDS = [(10**9, F32), (0, F32), (0, BF16), (0, F8)]
 SIZES = [(4, 2, 16, 32), (2, 2, 16, 128), (3, 1, 128, 16), (7, 1, 16, 16)]
-# By the interpreter, which takes seconds for each, every kind with two of the sizes, every size with two kinds; the
-# others with `-m slow`.
-CASES = [
-    pytest.param(*kind, *sizes, F32, marks=() if (j - i) % 4 < 2 else pytest.mark.slow)
-    for i, kind in enumerate(KINDS)
-    for j, sizes in enumerate(SIZES)
-]
+CASES = [(*kind, *sizes, F32) for kind in KINDS for sizes in SIZES]
 if ON_GPU:
     # Heads and states of real models, groups of up to 8.
     SIZES = [(4, 2, 16, 16), *SIZES, (2, 1, 64, 64), (2, 1, 64, 128), (8, 1, 64, 32), (4, 1, 128, 128), (16, 2, 64, 16)]
     # The other groups, and heads of 128 with the other states.
     SIZES += [(5, 1, 64, 16), (6, 1, 128, 32), (12, 2, 64, 64), (7, 1, 64, 128), (14, 2, 128, 64)]
-    CASES = [pytest.param(*kind, *sizes, dtype) for kind in KINDS for sizes in SIZES for dtype in (F32, BF16)]
+    CASES = [(*kind, *sizes, dtype) for kind in KINDS for sizes in SIZES for dtype in (F32, BF16)]
 
 
 @pytest.mark.parametrize(("many", "state", "heads", "kv", "p", "n", "dtype"), CASES)

@@ -27,7 +27,6 @@ from torch import Tensor
 from thinkfast.errors import OutputError
 from thinkfast.files import atomic_write
 from thinkfast.kernels.cublaslt import WORKSPACE, Problem, Shape, load, reference, serves
-from thinkfast.models.sources.cache import cache_root
 
 # Set to 0 for torch's choice.
 SWITCH = "THINKFAST_MEASURED_PRODUCTS"
@@ -187,11 +186,3 @@ class Choices:
                 content[self._machine] = content.get(self._machine, {}) | {name: chosen}
                 atomic_write(self._path, json.dumps(content, indent=1) + "\n")
         return chosen
-
-
-def choices_file() -> Path | None:
-    """Where they are kept; None where nobody has a home."""
-    try:
-        return cache_root() / "products.json"
-    except RuntimeError:
-        return None

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from thinkfast.engine.cuda.folding import Folded, folded
-from thinkfast.engine.cuda.products import Products, choices_file
+from thinkfast.engine.cuda.products import Products
 from thinkfast.engine.cuda.state import State
 from thinkfast.errors import ModelError
 from thinkfast.kernels.cuda.mixer import fused
@@ -34,6 +34,7 @@ from thinkfast.models.attention import Attention
 from thinkfast.models.decoder import Block, Decoder
 from thinkfast.models.fp8 import ALIGNED, FP8, Fp8Linear, is_fp8
 from thinkfast.models.mixers import Mamba
+from thinkfast.models.sources.cache import cache_place
 
 # Programs that fill the chip, and most shares that a row's context is cut into.
 _PROGRAMS, _MAX_SPLITS = 1056, 16
@@ -87,7 +88,7 @@ class Step:
         def buffer(width: int) -> Tensor:
             return torch.zeros(rows, width, dtype=weight.dtype, device=dev)
 
-        self.products = Products(dev, choices_file())
+        self.products = Products(dev, cache_place("products.json"))
         heads = spec.n_heads * spec.head_dim
         wide = max((spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim, spec.in_proj_rows if spec.is_student else 0)
         self.residual, self.normed, self.update = buffer(spec.d_model), buffer(spec.d_model), buffer(spec.d_model)

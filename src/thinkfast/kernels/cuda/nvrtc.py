@@ -23,7 +23,7 @@ import torch
 
 from thinkfast.errors import OutputError
 from thinkfast.files import atomic_write
-from thinkfast.models.sources.cache import cache_root
+from thinkfast.models.sources.cache import cache_place
 
 # An attribute of launches: this one may begin before the kernel in front has ended (triton/launch.py). One of kernels:
 # bytes of shared memory beside what they declare.
@@ -123,11 +123,13 @@ def machine_code(
 def kept_code(
     nvrtc: ctypes.CDLL, source: str, capability: tuple[int, int], defines: Sequence[tuple[str, int]]
 ) -> bytes:
-    """``machine_code``, from the cache where it is there."""
+    """``machine_code``, from the cache where it is there, and there is one."""
     version = (c_int(), c_int())
     nvrtc.nvrtcVersion(*map(byref, version))
     identity = "\0".join((source, repr([part.value for part in version]), repr(capability), repr(tuple(defines))))
-    place = cache_root() / "kernels" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.cubin"
+    place = cache_place("kernels", f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.cubin")
+    if place is None:
+        return machine_code(nvrtc, source, capability, defines)
     with suppress(OSError):
         return place.read_bytes()
     code = machine_code(nvrtc, source, capability, defines)

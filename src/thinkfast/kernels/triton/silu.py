@@ -5,7 +5,7 @@ four do, and a product of gate and up has 4 million of them a layer at 512 rows 
 rows, docs/lab.md). Both are right to 2 units in the last place of fp32; what overflows becomes inf, whose reciprocal is
 the 0 that is wanted.
 
-Usage: ``y = silu(x)``. The interpreter, which knows no instructions, takes it at its word.
+Usage: ``y = silu(x)``. The interpreter, which knows no instructions, takes ``x / (1 + exp(-x))``.
 """
 
 from __future__ import annotations

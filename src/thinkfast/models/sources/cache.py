@@ -36,6 +36,14 @@ def cache_root() -> Path:
     return Path(own or f"{base}/thinkfast").expanduser()
 
 
+def cache_place(*names: str) -> Path | None:
+    """Where what is called so may be kept, outside of the models; None where nobody has a home."""
+    try:
+        return cache_root().joinpath(*names)
+    except RuntimeError:
+        return None
+
+
 def models_root() -> Path:
     """The folder that holds one folder a model."""
     return cache_root() / "models"
