@@ -100,14 +100,26 @@ def test_norms_and_gate(width: int, dtype: torch.dtype, device: torch.device) ->
         pairs.append((x, y, e, f))
     for found, want in zip(*pairs, strict=True):
         close(found, want, tolerance(dtype))
-    found_inverse, want_inverse = (torch.full((5,), NAN, device=device) for _ in range(2))
-    inverse_rms(residual, found_inverse, 1e-5)
-    inverse_rms_reference(residual, want_inverse, 1e-5)
-    close(found_inverse, want_inverse, 1e-5)
     both, out, want = random(5, 2 * width), torch.full_like(residual, NAN), torch.empty_like(residual)
     swiglu(both, out)
     swiglu_reference(both, want)
     close(out, want, tolerance(dtype))
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "dtype"),
+    [(1, 32, torch.float32), (64, 160, torch.bfloat16), (70, 576, torch.float32), (300, 2048, torch.bfloat16)],
+)
+def test_inverse_rms(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Of more rows than a program's, whose last has fewer; what is behind the last row stays."""
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.full((rows + 3, width), NAN, device=device, dtype=dtype)
+    x[:rows] = torch.randn((rows, width), generator=generator).to(device, dtype)
+    found, want = torch.full((rows + 3,), 7.0, device=device), torch.empty(rows, device=device)
+    inverse_rms(x[:rows], found[:rows], 1e-5)
+    inverse_rms_reference(x[:rows], want, 1e-5)
+    close(found[:rows], want, 1e-5)
+    assert (found[rows:] == 7.0).all()
 
 
 @pytest.mark.parametrize(("width", "dtype"), [(160, torch.float32), (576, torch.bfloat16)])
